@@ -1,0 +1,73 @@
+# `make` lists the targets. Every target but help, lock and clean makes .venv when it is missing or out of date.
+
+PYTHON ?= python3
+MODEL ?=
+
+VENV  := .venv
+RUN   := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+
+# What `make lock` holds fixed beyond pyproject.toml.
+PINS := torch==2.13.0 transformer-lens==3.9.0
+
+# The stamp holds the folder it was made in: a .venv that was moved, or whose Python is gone, counts as missing.
+ifneq ($(wildcard $(STAMP)),)
+ifneq ($(shell $(RUN) -c '' 2>/dev/null && test "$$(cat $(STAMP))" = "$$(pwd -P)" && echo whole),whole)
+$(shell rm -f $(STAMP))
+endif
+endif
+
+.PHONY: help install demo test lint bench lock clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo 'make install   make .venv from requirements.lock (PYTHON=python3.12 to choose an interpreter)'
+	@echo 'make demo      run the demonstration into demo-out/ (MODEL=name to choose a model)'
+	@echo 'make test      lint, then run the tests'
+	@echo 'make lint      ruff and the type checker'
+	@echo 'make bench     time attribution against the textbook loop'
+	@echo 'make lock      resolve pyproject.toml into requirements.lock anew'
+	@echo 'make clean     remove .venv, caches and demo-out/'
+
+install: $(STAMP)
+
+# Without a stamp an earlier installation may be half made: begin from nothing. With one, only bring it up to date.
+$(STAMP): requirements.lock pyproject.toml
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
+	  echo "kn_lens needs Python 3.10 or newer; '$(PYTHON)' is $$("$(PYTHON)" --version 2>&1 | tail -n 1). Name one with: make PYTHON=python3.12" >&2; exit 1; }
+	@if test -f $(STAMP); then rm -f $(STAMP); else "$(PYTHON)" -m venv --clear $(VENV); fi
+	$(RUN) -m pip --disable-pip-version-check install -r requirements.lock
+	$(RUN) -m pip --disable-pip-version-check install --no-deps --no-build-isolation -e .
+	@pwd -P > $(STAMP)
+
+demo: install
+	$(VENV)/bin/kn-lens demo $(if $(MODEL),"$(MODEL)") --out demo-out
+
+test: lint
+	$(RUN) -m pytest
+
+lint: install
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m basedpyright
+
+bench: install
+	$(RUN) benchmarks/attribution.py
+
+# The CUDA packages that some builds of torch need are left to torch's own metadata, so that one lock serves all builds.
+lock:
+	@set -e; tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
+	"$(PYTHON)" -m venv "$$tmp/venv"; \
+	"$$tmp/venv/bin/python" -m pip --disable-pip-version-check install -q uv; \
+	printf '%s\n' $(PINS) > "$$tmp/pins"; \
+	if test -f requirements.lock; then cp requirements.lock "$$tmp/lock"; fi; \
+	"$$tmp/venv/bin/uv" pip compile -q --universal --python-version 3.10 --extra dev --constraint "$$tmp/pins" \
+	  --no-config --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
+	  --output-file "$$tmp/lock" pyproject.toml; \
+	grep -Ev '^(nvidia|cuda|triton)([-=]|$$)' "$$tmp/lock" > "$$tmp/lock.plain"; \
+	cp "$$tmp/lock.plain" requirements.lock
+	@echo 'requirements.lock is written; make install brings .venv up to it'
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache demo-out dist
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -1,0 +1,95 @@
+"""kn_lens: find, measure and edit the neurons and heads said to hold facts and grammar in a transformer.
+
+    import kn_lens as kn
+
+    model = kn.load_model("smollm2-135m")
+    facts = kn.load_relation("P36")
+    scores = kn.integrated_gradients(model, facts.prompts(model), site="mlp")
+    found = kn.find_knowledge_neurons(scores)
+    effect = kn.suppress(model, facts.prompts(model), found.units)
+
+Every function takes a plain TransformerLens model. Names are loaded when first used, so that importing
+the package is quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from kn_lens._version import __version__
+
+_PUBLIC = {
+    "errors": [
+        "DataError",
+        "KnLensError",
+        "ModelError",
+        "OutputError",
+        "PromptError",
+        "SettingsError",
+        "UnitsError",
+    ],
+    "models.load": ["load_model"],
+    "models.names": ["available_models"],
+    "prompts.prompt": ["Prompt"],
+    "prompts.batch": ["PromptBatch"],
+    "prompts.load": ["load_data", "load_minimal_pairs", "load_relation"],
+    "prompts.minimal_pairs": ["MinimalPair", "MinimalPairs"],
+    "prompts.relations": ["Relation"],
+    "scoring": ["accuracy", "answers"],
+    "attribution.integrated_gradients": ["integrated_gradients"],
+    "attribution.gradient_times_activation": ["gradient_times_activation"],
+    "attribution.max_activation": ["max_activation"],
+    "attribution.scores": ["AttributionScores"],
+    "localization.search": ["KnowledgeNeurons", "find_knowledge_neurons", "search_groups"],
+    "localization.measures": ["concentration", "n_sample_similarity"],
+    "localization.stability": ["split_half", "stability"],
+    "editing.suppress": ["enhance", "suppress"],
+    "editing.effect": ["UnitEffect"],
+    "results": ["Result"],
+}
+_HOME = {name: module for module, names in _PUBLIC.items() for name in names}
+
+__all__ = ["__version__", "plots", *sorted(_HOME)]
+
+if TYPE_CHECKING:
+    from kn_lens import plots
+    from kn_lens.attribution.gradient_times_activation import gradient_times_activation
+    from kn_lens.attribution.integrated_gradients import integrated_gradients
+    from kn_lens.attribution.max_activation import max_activation
+    from kn_lens.attribution.scores import AttributionScores
+    from kn_lens.editing.effect import UnitEffect
+    from kn_lens.editing.suppress import enhance, suppress
+    from kn_lens.errors import (
+        DataError,
+        KnLensError,
+        ModelError,
+        OutputError,
+        PromptError,
+        SettingsError,
+        UnitsError,
+    )
+    from kn_lens.localization.measures import concentration, n_sample_similarity
+    from kn_lens.localization.search import KnowledgeNeurons, find_knowledge_neurons, search_groups
+    from kn_lens.localization.stability import split_half, stability
+    from kn_lens.models.load import load_model
+    from kn_lens.models.names import available_models
+    from kn_lens.prompts.batch import PromptBatch
+    from kn_lens.prompts.load import load_data, load_minimal_pairs, load_relation
+    from kn_lens.prompts.minimal_pairs import MinimalPair, MinimalPairs
+    from kn_lens.prompts.prompt import Prompt
+    from kn_lens.prompts.relations import Relation
+    from kn_lens.results import Result
+    from kn_lens.scoring import accuracy, answers
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"kn_lens.{_HOME[name]}"), name)
+    if name == "plots":
+        return importlib.import_module("kn_lens.plots")
+    raise AttributeError(f"module 'kn_lens' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

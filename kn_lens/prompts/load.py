@@ -1,0 +1,152 @@
+"""Data by name: bundled, ``blimp:<UID>``, ``pararel:<relation>``, or a path."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from kn_lens.errors import DataError, near_matches
+from kn_lens.prompts.known_facts import read_known_facts
+from kn_lens.prompts.minimal_pairs import MinimalPairs, read_minimal_pairs
+from kn_lens.prompts.relations import Relation, read_pararel, read_relation
+
+BLIMP_FOLDER = "KN_LENS_BLIMP"
+PARAREL_FOLDER = "KN_LENS_PARAREL"
+_BLIMP_ON_HUB = "nyu-mll/blimp"
+
+
+def data_folder() -> Path:
+    """Where the bundled data lies: inside an installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    inside = package / "data"
+    return inside if inside.is_dir() else package.parent / "data"
+
+
+def bundled_names() -> list[str]:
+    """Names of the bundled relations and paradigms."""
+    folder = data_folder()
+    relations = [path.stem for path in (folder / "relations").glob("*.jsonl") if "." not in path.stem]
+    return sorted(relations) + sorted(path.stem for path in (folder / "minimal_pairs").glob("*.jsonl"))
+
+
+def load_data(name: str) -> Relation | MinimalPairs:
+    """A data set by its name.
+
+    Args:
+        name: A bundled name (``"P36"``, ``"subject_verb_agreement"``); ``"blimp:<UID>"`` or
+            ``"pararel:<relation>"`` (from the folder in ``KN_LENS_BLIMP`` / ``KN_LENS_PARAREL``, else
+            BLiMP from the Hub); or a path to JSON Lines of pairs or facts, or to known facts in JSON.
+
+    Raises:
+        DataError: If there is no such data (near matches are named) or a file of it is broken.
+    """
+    source, _, rest = name.partition(":")
+    if source == "blimp" and rest:
+        return _load_blimp(rest)
+    if source == "pararel" and rest:
+        return _load_pararel(rest)
+    folder = data_folder()
+    if (folder / "relations" / f"{name}.jsonl").is_file():
+        return read_relation(folder / "relations" / f"{name}.jsonl")
+    if (folder / "minimal_pairs" / f"{name}.jsonl").is_file():
+        return read_minimal_pairs(folder / "minimal_pairs" / f"{name}.jsonl")
+    path = Path(name).expanduser()
+    if path.is_file():
+        return _read_path(path)
+    known = bundled_names()
+    raise DataError(
+        f"no data named {name!r}.{near_matches(name, [*known, 'blimp:', 'pararel:'])} Bundled: "
+        f"{', '.join(known)}; else blimp:<UID>, pararel:<relation>, or a path"
+    )
+
+
+def load_relation(name: str) -> Relation:
+    """Facts by name; see :func:`load_data`.
+
+    Raises:
+        DataError: Also if the name is one of minimal pairs.
+    """
+    data = load_data(name)
+    if not isinstance(data, Relation):
+        raise DataError(f"{name!r} holds minimal pairs, not facts; use load_minimal_pairs")
+    return data
+
+
+def load_minimal_pairs(name: str) -> MinimalPairs:
+    """Minimal pairs by name; see :func:`load_data`.
+
+    Raises:
+        DataError: Also if the name is one of facts.
+    """
+    data = load_data(name)
+    if not isinstance(data, MinimalPairs):
+        raise DataError(f"{name!r} holds facts, not minimal pairs; use load_relation")
+    return data
+
+
+def data_hash(data: Relation | MinimalPairs) -> str | None:
+    """SHA-256 of the file that the data was read from (with its templates), or None if it has none."""
+    if data.path is None:
+        return None
+    digest = hashlib.sha256(data.path.read_bytes())
+    templates = data.path.with_name(f"{data.path.stem}.templates.jsonl")
+    if isinstance(data, Relation) and templates.is_file():
+        digest.update(templates.read_bytes())
+    return digest.hexdigest()
+
+
+def _read_path(path: Path) -> Relation | MinimalPairs:
+    if path.suffix == ".json":
+        return read_known_facts(path)
+    if path.with_name(f"{path.stem}.templates.jsonl").is_file():
+        return read_relation(path)
+    return read_minimal_pairs(path)
+
+
+def _load_blimp(uid: str) -> MinimalPairs:
+    folder = os.environ.get(BLIMP_FOLDER)
+    if folder:
+        path = Path(folder).expanduser() / f"{uid}.jsonl"
+        if not path.is_file():
+            known = sorted(entry.stem for entry in Path(folder).expanduser().glob("*.jsonl"))
+            raise DataError(f"no {uid}.jsonl in {BLIMP_FOLDER}={folder}.{near_matches(uid, known)}")
+        return read_minimal_pairs(path, name=f"blimp:{uid}", skip_identical=True)
+    return read_minimal_pairs(_blimp_from_hub(uid), name=f"blimp:{uid}", skip_identical=True)
+
+
+def _blimp_from_hub(uid: str) -> Path:
+    """Fetch one BLiMP paradigm from the Hub and keep it as JSON Lines in the cache folder."""
+    from datasets import load_dataset
+
+    from kn_lens.models.cache import cache_folder
+
+    path = cache_folder() / "blimp" / f"{uid}.jsonl"
+    if path.is_file():
+        return path
+    try:
+        rows = load_dataset(_BLIMP_ON_HUB, uid, split="train")
+    except Exception as error:  # the Hub client raises many kinds; the user needs one line
+        raise DataError(
+            f"cannot fetch BLiMP's {uid!r} from the Hub ({type(error).__name__}); offline, put the files "
+            f"<UID>.jsonl of github.com/alexwarstadt/blimp into a folder and set {BLIMP_FOLDER} to it"
+        ) from None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    partial.replace(path)
+    return path
+
+
+def _load_pararel(relation: str) -> Relation:
+    folder = os.environ.get(PARAREL_FOLDER)
+    if not folder:
+        raise DataError(
+            f"pararel:{relation} needs the folder of ParaRel's data_all_allbags.json "
+            f"(github.com/Hunter-DDM/knowledge-neurons) in {PARAREL_FOLDER}"
+        )
+    path = Path(folder).expanduser() / "data_all_allbags.json"
+    if not path.is_file():
+        raise DataError(f"no data_all_allbags.json in {PARAREL_FOLDER}={folder}")
+    return read_pararel(path, relation)

@@ -1,0 +1,143 @@
+"""Results: frozen dataclasses that know how they were made and can be saved and read back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+
+from kn_lens._version import __version__
+from kn_lens.errors import OutputError
+from kn_lens.models.kind import model_name
+from kn_lens.prompts.prompt import Dropped, Prompt
+
+Self = TypeVar("Self", bound="Result")
+
+_TENSORS = "tensors.safetensors"
+_FIELDS = "result.json"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Result:
+    """What every result holds.
+
+    Attributes:
+        settings: The arguments that made it.
+        provenance: Model, hash of its weights, versions, device and number type.
+    """
+
+    settings: dict[str, Any]
+    provenance: dict[str, Any]
+
+    _kinds: ClassVar[dict[str, type[Result]]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        Result._kinds[cls.__name__] = cls
+
+    def save(self, folder: str | Path) -> Path:
+        """Write tensors as safetensors and the rest as JSON into ``folder``, which is made if needed.
+
+        Raises:
+            OutputError: If it cannot be written.
+        """
+        from safetensors.torch import save_file
+
+        folder = Path(folder)
+        tensors: dict[str, Tensor] = {}
+        fields: dict[str, Any] = {"kind": type(self).__name__, "kn_lens": __version__}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                tensors[field.name] = value.detach().cpu().contiguous()
+            else:
+                fields[field.name] = _to_json(value)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, folder / _TENSORS)
+            (folder / _FIELDS).write_text(json.dumps(fields, indent=1, ensure_ascii=False), encoding="utf-8")
+        except OSError as error:
+            raise OutputError(f"cannot write {folder}: {error.strerror or error}") from None
+        return folder
+
+    @classmethod
+    def load(cls: type[Self], folder: str | Path) -> Self:
+        """Read back what :meth:`save` wrote.
+
+        Raises:
+            OutputError: If the folder holds no result, or one of another kind.
+        """
+        from safetensors.torch import load_file
+
+        folder = Path(folder)
+        try:
+            fields = json.loads((folder / _FIELDS).read_text(encoding="utf-8"))
+            tensors = load_file(folder / _TENSORS)
+        except (OSError, ValueError) as error:
+            raise OutputError(f"{folder} holds no readable result ({error})") from None
+        except Exception as error:  # safetensors has an exception of its own, not a ValueError
+            raise OutputError(f"{folder / _TENSORS} is damaged ({error})") from None
+        kind = Result._kinds.get(fields.pop("kind", ""), None)
+        fields.pop("kn_lens", None)
+        if kind is None or not issubclass(kind, cls):
+            raise OutputError(f"{folder} holds a {kind.__name__ if kind else 'foreign'} result, not {cls.__name__}")
+        return kind(**{name: _from_json(value) for name, value in fields.items()}, **tensors)  # type: ignore[return-value]
+
+
+def provenance(model: Any) -> dict[str, Any]:
+    """Model, weights hash, versions, device and number type, for a result's ``provenance``."""
+    from kn_lens.models.hashing import weights_hash
+
+    parameter = next(model.parameters())
+    versions = {"kn_lens": __version__, "python": platform.python_version()}
+    for package in ("torch", "transformer-lens", "transformers", "numpy"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {
+        "model": model_name(model),
+        "weights_hash": weights_hash(model),
+        "model_class": type(model).__name__,
+        "device": str(parameter.device),
+        "dtype": str(parameter.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "versions": versions,
+    }
+
+
+_MARKED = {"Prompt": Prompt, "Dropped": Dropped}
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, tuple(_MARKED.values())):
+        fields = {name: item for name, item in dataclasses.asdict(value).items() if item is not None}
+        return {"__kind__": type(value).__name__, **fields}
+    if isinstance(value, tuple):
+        return {"__tuple__": [_to_json(item) for item in value]}
+    if isinstance(value, list):
+        return [_to_json(item) for item in value]
+    if isinstance(value, dict):
+        return {str(name): _to_json(item) for name, item in value.items()}
+    return value
+
+
+def _from_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        if "__tuple__" in value:
+            return tuple(_from_json(item) for item in value["__tuple__"])
+        if "__kind__" in value:
+            fields = {name: _from_json(item) for name, item in value.items() if name != "__kind__"}
+            if isinstance(fields.get("cue"), list):
+                fields["cue"] = tuple(fields["cue"])
+            return _MARKED[value["__kind__"]](**fields)
+        return {name: _from_json(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_from_json(item) for item in value]
+    return value
