@@ -7,7 +7,7 @@ import json
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from kn_lens._version import __version__
 from kn_lens.errors import OutputError
 from kn_lens.models.kind import model_name
 from kn_lens.prompts.prompt import Dropped, Prompt
+
+if TYPE_CHECKING:
+    from kn_lens.prompts.batch import PromptBatch
 
 Self = TypeVar("Self", bound="Result")
 
@@ -29,7 +32,7 @@ class Result:
 
     Attributes:
         settings: The arguments that made it.
-        provenance: Model, hash of its weights, versions, device and number type.
+        provenance: Model, hashes of its weights and of the prompts, versions, device and number type.
     """
 
     settings: dict[str, Any]
@@ -90,8 +93,8 @@ class Result:
         return kind(**{name: _from_json(value) for name, value in fields.items()}, **tensors)  # type: ignore[return-value]
 
 
-def provenance(model: Any) -> dict[str, Any]:
-    """Model, weights hash, versions, device and number type, for a result's ``provenance``."""
+def provenance(model: Any, batch: PromptBatch) -> dict[str, Any]:
+    """Model, weights hash, hash of the prompts, versions, device and number type."""
     from kn_lens.models.hashing import weights_hash
 
     parameter = next(model.parameters())
@@ -104,6 +107,7 @@ def provenance(model: Any) -> dict[str, Any]:
     return {
         "model": model_name(model),
         "weights_hash": weights_hash(model),
+        "prompts_hash": batch.fingerprint(),
         "model_class": type(model).__name__,
         "device": str(parameter.device),
         "dtype": str(parameter.dtype).removeprefix("torch."),

@@ -33,14 +33,14 @@ class Answers:
         target_is_top: Whether the target is the most probable token.
     """
 
-    top: Int[Tensor, prompt]
-    target: Float[Tensor, prompt]
-    foil: Float[Tensor, prompt]
-    rival: Float[Tensor, prompt]
-    target_is_top: Bool[Tensor, prompt]
+    top: Int[Tensor, " prompt"]
+    target: Float[Tensor, " prompt"]
+    foil: Float[Tensor, " prompt"]
+    rival: Float[Tensor, " prompt"]
+    target_is_top: Bool[Tensor, " prompt"]
 
     @property
-    def correct(self) -> Bool[Tensor, prompt]:
+    def correct(self) -> Bool[Tensor, " prompt"]:
         """p(good) > p(bad) where there is a foil or a rival prefix, else whether the target is on top."""
         return correct_answers(self.target_is_top, self.target, self.foil, self.rival)
 

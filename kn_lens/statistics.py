@@ -28,7 +28,7 @@ class BeforeAfter:
     n: int
 
 
-def compare_before_after(before: Float[np.ndarray, n], after: Float[np.ndarray, n]) -> BeforeAfter:
+def compare_before_after(before: Float[np.ndarray, " n"], after: Float[np.ndarray, " n"]) -> BeforeAfter:
     """Compare paired samples; p is NaN for fewer than two pairs, and 1 where nothing differs."""
     from scipy import stats
 
@@ -42,11 +42,11 @@ def compare_before_after(before: Float[np.ndarray, n], after: Float[np.ndarray, 
         if np.ptp(after - before) == 0:  # scipy would divide by a spread of 0
             paired = 1.0 if change == 0 else 0.0
         else:
-            paired = float(stats.ttest_rel(after, before).pvalue)
+            paired = float(np.asarray(stats.ttest_rel(after, before))[1])
         if np.ptp(before) == 0 and np.ptp(after) == 0:
             independent = 1.0 if change == 0 else 0.0
         else:
-            independent = float(stats.ttest_ind(after, before).pvalue)
+            independent = float(np.asarray(stats.ttest_ind(after, before))[1])
     return BeforeAfter(
         mean_before=mean_before,
         mean_after=mean_after,
@@ -57,7 +57,7 @@ def compare_before_after(before: Float[np.ndarray, n], after: Float[np.ndarray, 
     )
 
 
-def benjamini_hochberg(p_values: Float[np.ndarray, n]) -> Float[np.ndarray, n]:
+def benjamini_hochberg(p_values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     """p values adjusted for the false discovery rate; NaN stays NaN and is not counted."""
     from scipy import stats
 
@@ -79,7 +79,7 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
     return float(interval.low), float(interval.high)
 
 
-def percentile_among(value: float, controls: Float[np.ndarray, n]) -> float:
+def percentile_among(value: float, controls: Float[np.ndarray, " n"]) -> float:
     """Percent of controls below ``value``, ties counted half (scipy's "mean" kind)."""
     from scipy import stats
 

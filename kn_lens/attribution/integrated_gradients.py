@@ -132,7 +132,7 @@ def attribute_along_path(
         prompts=batch.prompts,
         dropped=batch.dropped,
         settings={**settings, "prepend_bos": batch.prepend_bos},
-        provenance=provenance(model),
+        provenance=provenance(model, batch),
     )
 
 

@@ -65,5 +65,5 @@ def max_activation(
         prompts=batch.prompts,
         dropped=batch.dropped,
         settings={"site": site, "positions": positions, "prepend_bos": batch.prepend_bos},
-        provenance=provenance(model),
+        provenance=provenance(model, batch),
     )

@@ -33,7 +33,7 @@ class AttributionScores(Result):
     """
 
     values: Float[Tensor, "prompt layer unit"]
-    probability: Float[Tensor, prompt]
+    probability: Float[Tensor, " prompt"]
     convergence_delta: Float[Tensor, "prompt layer"]
     site: str
     method: str

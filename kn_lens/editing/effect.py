@@ -47,7 +47,7 @@ class UnitEffect(Result):
     foil: Float[Tensor, "prompt column"]
     rival: Float[Tensor, "prompt column"]
     top: Int[Tensor, "prompt column"]
-    target_ids: Int[Tensor, prompt]
+    target_ids: Int[Tensor, " prompt"]
     probe_probabilities: Float[Tensor, "prompt 2 probe"]
     probes: tuple[str, ...]
     units: tuple[tuple[Unit, ...], ...]

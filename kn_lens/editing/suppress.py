@@ -105,7 +105,7 @@ def suppress(
         prompts=batch.prompts,
         dropped=batch.dropped,
         settings={"site": site, "factor": factor, "positions": positions, "controls": controls, "seed": seed},
-        provenance=provenance(model),
+        provenance=provenance(model, batch),
     )
 
 

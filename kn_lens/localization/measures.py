@@ -54,8 +54,8 @@ class Concentration:
 
     shares: Float[Tensor, "prompt k"]
     ks: tuple[int, ...]
-    gini: Float[Tensor, prompt]
-    participation_ratio: Float[Tensor, prompt]
+    gini: Float[Tensor, " prompt"]
+    participation_ratio: Float[Tensor, " prompt"]
     n_units: int
 
     def to_frame(self) -> pd.DataFrame:

@@ -96,13 +96,7 @@ def find_knowledge_neurons(
     Raises:
         SettingsError: For a setting out of its range.
     """
-    fewest, most = count
-    if not 0 < threshold < 1:
-        raise SettingsError(f"threshold is {threshold}; it must lie between 0 and 1")
-    if not 0 <= share <= 1:
-        raise SettingsError(f"share is {share}; it must lie between 0 and 1")
-    if not 1 <= fewest <= most:
-        raise SettingsError(f"count is {count}; give (fewest, most) with 1 ≤ fewest ≤ most")
+    fewest, most = check_search(threshold, share, count)
     frequency = coarse_units(scores.values, threshold).float().mean(0)
     percent, note = _refine(frequency, len(scores), round(100 * share), fewest, most)
     kept = _above(frequency, len(scores), percent)
@@ -130,6 +124,22 @@ def search_groups(scores: AttributionScores, **settings: Any) -> dict[str, Knowl
     }
 
 
+def check_search(threshold: float, share: float, count: tuple[int, int]) -> tuple[int, int]:
+    """The wanted numbers of units, if all settings are in their range.
+
+    Raises:
+        SettingsError: Naming the first that is not.
+    """
+    fewest, most = count
+    if not 0 < threshold < 1:
+        raise SettingsError(f"threshold is {threshold}; it must lie between 0 and 1")
+    if not 0 <= share < 1:
+        raise SettingsError(f"share is {share}; it must be at least 0 and below 1")
+    if not 1 <= fewest <= most:
+        raise SettingsError(f"count is {fewest}-{most}; give fewest and most with 1 ≤ fewest ≤ most")
+    return fewest, most
+
+
 def _above(frequency: Tensor, prompts: int, percent: int) -> Bool[Tensor, "layer unit"]:
     """Units coarse in more than p · n prompts, counted in whole prompts (no rounding at the edge)."""
     counts = (frequency * prompts).round()
@@ -148,7 +158,7 @@ def _refine(frequency: Tensor, prompts: int, percent: int, fewest: int, most: in
             return best, f"p alternates: {seen[best]} units at {best} %, the closest to {fewest}–{most}"
         seen[percent] = found
         moved = percent - _MOVE if found < fewest else percent + _MOVE
-        if not 0 <= moved <= 100:
+        if not 0 <= moved < 100:  # more than 100 % of the prompts is none: nothing could remain
             return percent, f"p reached {percent} % with {found} units, not {fewest}–{most}"
         percent = moved
     best = min(seen, key=lambda entry: max(fewest - seen[entry], seen[entry] - most))

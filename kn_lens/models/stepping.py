@@ -55,7 +55,7 @@ def readout(model: Any, resid: Float[Tensor, "row position d_model"]) -> Float[T
 def target_logits(
     model: Any,
     tokens: Int[Tensor, "row position"],
-    targets: Int[Tensor, row],
+    targets: Int[Tensor, " row"],
     mask: Bool[Tensor, "row position"] | None = None,
 ) -> Float[Tensor, "row d_vocab"]:
     """Logits at one position of each row, padded on the right; ``mask`` is True where there is a token."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -37,9 +38,9 @@ class PromptBatch:
     resolved: tuple[ResolvedPrompt, ...]
     tokens: Int[Tensor, "prompt position"]
     mask: Bool[Tensor, "prompt position"]
-    target_positions: Int[Tensor, prompt]
-    target_ids: Int[Tensor, prompt]
-    foil_ids: Int[Tensor, prompt]
+    target_positions: Int[Tensor, " prompt"]
+    target_ids: Int[Tensor, " prompt"]
+    foil_ids: Int[Tensor, " prompt"]
     rivals: PromptBatch | None = None
     dropped: tuple[Dropped, ...] = ()
     masked: bool
@@ -138,7 +139,7 @@ class PromptBatch:
             others = [_as_rival(entry) for entry in with_rival]
             rivals = cls._build(others, tokenizer=tokenizer, device=device, **{**shared, "dropped": ()})
 
-        def indices(values: Iterable[int]) -> Int[Tensor, prompt]:
+        def indices(values: Iterable[int]) -> Int[Tensor, " prompt"]:
             return torch.tensor(list(values), dtype=torch.long, device=device)
 
         return cls(
@@ -185,6 +186,11 @@ class PromptBatch:
     def select(self, indices: Sequence[int]) -> PromptBatch:
         """The prompts at ``indices``, without tokenising again."""
         return self._with([self.resolved[index] for index in indices])
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the tokens, targets and foils: the same prompts give the same one."""
+        asked = [(entry.ids, entry.target_ids, entry.foil_ids, entry.rival_ids) for entry in self.resolved]
+        return hashlib.sha256(repr(asked).encode()).hexdigest()
 
     def token_labels(self, index: int) -> list[str]:
         """The tokens of prompt ``index`` as readable strings."""

@@ -82,7 +82,8 @@ class MinimalPairs:
     @property
     def form(self) -> PairForm:
         """The form of most pairs, for a causal model."""
-        return Counter(pair.form for pair in self.pairs).most_common(1)[0][0]
+        forms: Counter[PairForm] = Counter(pair.form for pair in self.pairs)
+        return forms.most_common(1)[0][0]
 
     def prompts(
         self,

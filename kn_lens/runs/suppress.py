@@ -1,0 +1,104 @@
+"""Switch the found units off, on prompts that they were not found on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kn_lens.attribution.scores import AttributionScores
+from kn_lens.editing.effect import UnitEffect
+from kn_lens.errors import OutputError, UnitsError, near_matches
+from kn_lens.plots import control_distribution, layers_of_units, probability_change
+from kn_lens.prompts.prompt import Prompt, count_reasons
+from kn_lens.runs.output import output_folder, read_manifest
+from kn_lens.sites import Unit
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def parse_units(text: str) -> list[Unit]:
+    """``"9:1094,10:2096"`` as ``[(9, 1094), (10, 2096)]``.
+
+    Raises:
+        UnitsError: Naming what cannot be read.
+    """
+    units = []
+    for part in filter(None, (piece.strip() for piece in text.split(","))):
+        layer, separator, index = part.partition(":")
+        if not (separator and layer.strip().isdecimal() and index.strip().isdecimal()):
+            raise UnitsError(f"cannot read unit {part!r}; write layer:index, several with commas: 9:1094,10:2096")
+        units.append((int(layer), int(index)))
+    if not units:
+        raise UnitsError("no units given; write layer:index, several with commas: 9:1094,10:2096")
+    return units
+
+
+def found_in(folder: Path, data: str) -> tuple[dict[str, list[Unit]], list[Prompt], dict[str, Any]]:
+    """Units by group, held-out prompts and settings of a ``localize`` run.
+
+    Raises:
+        OutputError: If the folder is no such run, or ``data`` is not in it.
+    """
+    manifest = read_manifest(folder)
+    if manifest.get("command") != "localize":
+        raise OutputError(f"{folder} was written by kn-lens {manifest.get('command')}, not by kn-lens localize")
+    known = manifest["data"]
+    if data not in known:
+        raise OutputError(
+            f"{folder} holds no units for {data!r}.{near_matches(data, known)} It has: {', '.join(known)}"
+        )
+    entry = known[data]
+    units = {group: [(layer, index) for layer, index in found] for group, found in entry["units"].items()}
+    scores = AttributionScores.load(folder / entry["scores"])
+    held_out = [scores.prompts[index] for index in entry["test"]]
+    if not held_out:
+        raise OutputError(f"{folder} held no prompts of {data!r} out; localize with --prompts 2 or more")
+    return units, held_out, manifest
+
+
+def units_of(units: list[Unit] | Mapping[str, list[Unit]]) -> list[Unit]:
+    """All units, of one list or of all groups."""
+    return [unit for found in units.values() for unit in found] if isinstance(units, Mapping) else list(units)
+
+
+def comparison(effects: Mapping[str, UnitEffect]) -> pd.DataFrame:
+    """One row per data set: accuracy before and after, flips, and the control."""
+    import pandas as pd
+
+    return pd.DataFrame([{"data": name, **effect.summary()} for name, effect in effects.items()])
+
+
+def save_suppression(
+    out: Path, effects: Mapping[str, UnitEffect], units: Mapping[str, list[Unit]], n_layers: int, **extra: Any
+) -> None:
+    """Write a run: manifest, tables, tensors and figures.
+
+    Args:
+        out: The folder.
+        effects: Effects by data set.
+        units: The units scaled, by data set.
+        n_layers: Layers of the model.
+        **extra: For the manifest.
+    """
+    first = next(iter(effects.values()))
+    manifest = {
+        "command": "suppress",
+        "settings": first.settings,
+        "provenance": first.provenance,
+        "units": dict(units),
+        "dropped": {name: count_reasons(effect.dropped) for name, effect in effects.items()},
+        **extra,
+    }
+    with output_folder(out, manifest) as folder:
+        folder.write_table("summary", comparison(effects))
+        for number, (name, effect) in enumerate(effects.items()):
+            subtitle = f"{first.provenance['model']}, {name}, site {effect.site}"
+            suffix = f"-{number}" if len(effects) > 1 else ""
+            folder.write_table(f"probes{suffix}", effect.to_frame())
+            folder.write_table(f"answers{suffix}", effect.answers_frame())
+            effect.save(folder.path / f"effect{suffix}")
+            folder.write_figure(f"probability-change{suffix}", probability_change(effect, subtitle))
+            folder.write_figure(f"controls{suffix}", control_distribution(effect, subtitle))
+        folder.write_figure("layers", layers_of_units(units, n_layers, first.provenance["model"]))
