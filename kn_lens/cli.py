@@ -113,7 +113,7 @@ def suppress(
     probe: Annotated[list[str] | None, typer.Option("--probe", help="A word to compare. Repeat for more.")] = None,
     controls: Annotated[int, typer.Option(min=0, help="Draws of random units of the same layers.")] = 100,
     groups: Groups = 0,
-    prompts: Prompts = 6,
+    prompts: Prompts = 0,
     seed: Seed = 0,
     out: Out = None,
     device: Device = None,
@@ -122,9 +122,8 @@ def suppress(
     """Switch units off (or up) and compare the answers, beside random units."""
     from kn_lens.editing.suppress import suppress as run
     from kn_lens.prompts.load import data_hash, load_data
-    from kn_lens.runs.localize import LocalizeSettings, group_prompts
     from kn_lens.runs.output import check_output
-    from kn_lens.runs.suppress import comparison, found_in, parse_units, save_suppression, units_of
+    from kn_lens.runs.suppress import comparison, parse_units, read_localization, save_suppression, units_of
 
     if (units is None) == (from_ is None):
         raise SettingsError("say which units: either --units 9:1094,… or --from a folder of kn-lens localize")
@@ -132,18 +131,20 @@ def suppress(
         check_output(out)
     chosen: Any = parse_units(units) if units is not None else None
     asked: Any = None
-    entry = load_data(data)
+    name, sha256 = data, None
     if from_ is not None:
-        chosen, asked, former = found_in(from_, data)
-        site, positions = former["settings"]["site"], former["settings"]["positions"]
-    loaded = _load(model, device, dtype)
-    if from_ is not None:
-        _same_model(former["provenance"], loaded)
+        former = read_localization(from_, data)
+        name, sha256, chosen, asked = former.data, former.sha256, former.units, former.held_out
+        site, positions = former.settings["site"], former.settings["positions"]
+        loaded = _load(model, device, dtype)
+        _same_model(former.provenance, loaded)
     else:
+        entry = load_data(data)
+        name, sha256 = entry.name, data_hash(entry)
+        loaded = _load(model, device, dtype)
         _explain(entry, loaded)
-        settings = LocalizeSettings(groups=groups or None, prompts=prompts or None, seed=seed)
-        asked = group_prompts(loaded, entry, settings)
-        _report_dropped(entry.name, asked.dropped)
+        asked = entry.prompts(loaded, groups=groups or None, per_group=prompts or None, seed=seed)
+        _report_dropped(name, asked.dropped)
     effect = run(
         loaded,
         asked,
@@ -155,16 +156,12 @@ def suppress(
         controls=controls,
         seed=seed,
     )
-    _show(effect.to_frame(), f"{data}: probabilities before and after, units × {factor:g}")
-    _show(comparison({data: effect}).T.reset_index().set_axis(["measure", "value"], axis=1), "Answers")
+    _show(effect.to_frame(), f"{name}: probabilities before and after, units × {factor:g}")
+    _show(comparison({name: effect}).T.reset_index().set_axis(["measure", "value"], axis=1), "Answers")
     if out is not None:
+        all_units = {name: units_of(chosen)}
         save_suppression(
-            out,
-            {data: effect},
-            {data: units_of(chosen)},
-            loaded.cfg.n_layers,
-            data={data: data_hash(entry)},
-            source=str(from_) if from_ else None,
+            out, {name: effect}, all_units, loaded.cfg.n_layers, data={name: sha256}, source=str(from_ or "")
         )
         _written(out)
 

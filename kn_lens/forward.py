@@ -183,10 +183,11 @@ def bytes_per_row(model: Any, span: int, length: int, *, gradients: bool) -> flo
     return 4.0 * numbers * ((cfg.n_layers + 1) / 2 if gradients else 1.0)
 
 
-def run_in_chunks(
-    items: Sequence[Chunk], size: int, run: Callable[[Sequence[Chunk]], None], what: str = "rows"
-) -> None:
+def run_in_chunks(items: Sequence[Chunk], size: int, run: Callable[[Sequence[Chunk]], None], what: str = "rows") -> int:
     """Call ``run`` on runs of at most ``size`` items; halve the size when memory runs out, and go on.
+
+    Returns:
+        The size that fitted in the end.
 
     Raises:
         MemoryError: If a single item does not fit.
@@ -209,6 +210,7 @@ def run_in_chunks(
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+    return size
 
 
 def _out_of_memory(error: BaseException) -> bool:

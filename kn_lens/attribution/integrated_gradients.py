@@ -13,7 +13,7 @@ All layers and points of a prompt run as rows of one batch; see :mod:`kn_lens.fo
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -131,7 +131,7 @@ def attribute_along_path(
         method=method,
         prompts=batch.prompts,
         dropped=batch.dropped,
-        settings={**settings, "prepend_bos": batch.prepend_bos},
+        settings={**settings, "starts_with_bos": batch.starts_with_bos},
         provenance=provenance(model, batch),
     )
 
@@ -145,6 +145,7 @@ class _Path:
         self.weights = [float(weight) for weight in weights]
         if 0.0 not in self.points:  # P(0) is needed for the convergence delta
             self.points, self.weights = [0.0, *self.points], [0.0, *self.weights]
+        self.most_points = len(self.points)  # in one pass; lowered for good when a single prompt runs out of memory
 
     def integrate(
         self, batch: PromptBatch, indices: list[int], unit_positions: tuple[int, ...], columns: int
@@ -166,13 +167,21 @@ class _Path:
         measure = target_probability(batch.target_ids[indices])
         integral = [torch.zeros_like(values) for values in units]
         at_zero = clean.logits.new_zeros(len(indices), self.site.n_layers)
-        for first in range(0, len(self.points), columns):
-            points = clean.logits.new_tensor(self.points[first : first + columns])
-            weights = clean.logits.new_tensor(self.weights[first : first + columns])
+
+        def run(chunk: Sequence[tuple[float, float]]) -> None:
+            points = clean.logits.new_tensor([point for point, _ in chunk])
+            weights = clean.logits.new_tensor([weight for _, weight in chunk])
             reached, gradients = self._pass(clean, units, local, points, measure)
             for layer, gradient in enumerate(gradients):
                 integral[layer] += torch.einsum("pk...,k->p...", gradient, weights)
-            at_zero += (reached * (points == 0)).sum(-1)
+            at_zero.add_((reached * (points == 0)).sum(-1))
+
+        rule = list(zip(self.points, self.weights, strict=True))
+        if len(indices) > 1:  # out of memory: the caller halves the prompts
+            for first in range(0, len(rule), columns):
+                run(rule[first : first + columns])
+        else:
+            self.most_points = run_in_chunks(rule, min(columns, self.most_points), run, what="points of a prompt")
         everyone = torch.arange(len(indices), device=clean.logits.device)
         probability = measure(clean.logits, everyone)
         scores = torch.stack(

@@ -64,6 +64,6 @@ def max_activation(
         method="max_activation",
         prompts=batch.prompts,
         dropped=batch.dropped,
-        settings={"site": site, "positions": positions, "prepend_bos": batch.prepend_bos},
+        settings={"site": site, "positions": positions, "starts_with_bos": batch.starts_with_bos},
         provenance=provenance(model, batch),
     )

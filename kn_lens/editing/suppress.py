@@ -104,7 +104,14 @@ def suppress(
         factor=factor,
         prompts=batch.prompts,
         dropped=batch.dropped,
-        settings={"site": site, "factor": factor, "positions": positions, "controls": controls, "seed": seed},
+        settings={
+            "site": site,
+            "factor": factor,
+            "positions": positions,
+            "controls": controls,
+            "seed": seed,
+            "starts_with_bos": batch.starts_with_bos,
+        },
         provenance=provenance(model, batch),
     )
 
@@ -139,6 +146,7 @@ class _Runner:
             length = len(batch.resolved[indices[0]].ids)
             start = 0 if batch.masked else unit_positions[0]
             row = bytes_per_row(self.model, length - start, length, gradients=False)
+            row += 4.0 * self.site.n_units * max(len({layer for layer, _ in units[0]}) for units in self.columns)
 
             def run(chunk: Sequence[int], unit_positions=unit_positions, start=start) -> None:
                 found[list(chunk)] = self._chunk(batch, list(chunk), unit_positions, start).float().cpu()
@@ -156,25 +164,29 @@ class _Runner:
         targets, foils = batch.target_ids[chunk], batch.foil_ids[chunk].clamp_min(0)
 
         def measure(logits: Tensor, owners: Tensor) -> Tensor:
-            probability = logits.softmax(-1)
+            probability = logits.float().softmax(-1)  # in half precision a token's id would be rounded below
             pair = torch.stack([targets[owners], foils[owners]], 1)
             top = probability.argmax(-1, keepdim=True)
             return torch.cat([probability.gather(1, pair), top, probability[:, self.probe_ids]], dim=1)
 
+        before = measure(clean.logits, torch.arange(len(chunk), device=clean.logits.device))[:, None]
+        before = measure(clean.logits, torch.arange(len(chunk), device=clean.logits.device))
         local = [position - clean.start for position in unit_positions]
         layers, hooks = self._hooks(chunk, local)
         if not hooks:
-            edited = measure(clean.logits, torch.arange(len(chunk)))[:, None]
-            return edited.expand(-1, 1 + len(self.columns[chunk[0]]), -1)
+            return before.expand(-1, 1 + len(self.columns[chunk[0]]), -1)
         joins = [0] * self.site.n_layers
         joins[min(layers)] = len(self.columns[chunk[0]])
         rows = Columns(self.model, clean, joins, hooks).measure(measure)
-        before = measure(clean.logits, torch.arange(len(chunk), device=clean.logits.device))
-        return torch.cat([before[:, None], rows], dim=1)
+        left_alone = [slot for slot, index in enumerate(chunk) if not self.columns[index][0]]
+        rows[left_alone] = before[left_alone]  # exactly as before, not to within rounding
+        return torch.cat([before, rows], dim=1)
 
     def _hooks(self, chunk: list[int], local: list[int]) -> tuple[list[int], list]:
         """One hook per layer that holds a scaled unit of any column of these prompts."""
         factors: dict[int, Tensor] = {}
+        if self.factor == 1:
+            return [], []
         shape = (len(chunk), len(self.columns[chunk[0]]), self.site.n_units)
         for slot, index in enumerate(chunk):
             for column, units in enumerate(self.columns[index]):

@@ -87,7 +87,7 @@ def find_knowledge_neurons(
         threshold: t of the coarse step, 0.2 by default.
         share: p at which the refining starts, 0.7 by default.
         count: Fewest and most units wanted, (2, 5) by default.
-        group: Name of the group; by default that of the first prompt.
+        group: Name of the group; by default that of the prompts, or how many groups they are.
 
     Returns:
         The units, τ, and how the search ended. If p alternates between too few and too many units,
@@ -108,7 +108,7 @@ def find_knowledge_neurons(
         frequency=tuple(float(value) for value in frequency[kept][order]),
         in_range=fewest <= len(places) <= most,
         note=note,
-        group=group or next(iter(scores.groups), ""),
+        group=group or (next(iter(scores.groups)) if len(scores.groups) == 1 else f"{len(scores.groups)} groups"),
         site=scores.site,
         n_prompts=len(scores),
         settings={**scores.settings, "threshold": threshold, "start_share": share, "count": list(count)},

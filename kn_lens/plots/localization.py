@@ -49,7 +49,7 @@ def measures_table(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
     shown = table.map(lambda value: f"{value:.3g}" if isinstance(value, float) else value)
     figure = go.Figure(
         go.Table(
-            columnwidth=[2.2, *[1] * (len(shown.columns) - 1)],
+            columnwidth=[2.6, *[max(1.0, len(str(name)) / 8) for name in shown.columns[1:]]],
             header={
                 "values": [f"<b>{name}</b>" for name in shown.columns],
                 "align": ["left", *["right"] * (len(shown.columns) - 1)],
@@ -66,7 +66,7 @@ def measures_table(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
             },
         )
     )
-    return styled(figure, "How local? Units found and measures of localisation", subtitle, height=220 + 30 * len(shown))
+    return styled(figure, "How local? Units found and measures of localization", subtitle, height=220 + 30 * len(shown))
 
 
 def concentration_curves(curves: Mapping[str, Concentration], subtitle: str = "") -> go.Figure:

@@ -28,7 +28,7 @@ def styled(figure: go.Figure, title: str, subtitle: str = "", height: int = 460)
     figure.update_layout(
         template="simple_white",
         colorway=list(SERIES),
-        title={"text": heading, "x": 0.02, "xanchor": "left", "y": 0.96, "yanchor": "top"},
+        title={"text": heading, "x": 0.02, "xanchor": "left", "y": 1, "yanchor": "top", "pad": {"t": 18}},
         font={"family": "Helvetica, Arial, sans-serif", "size": 13, "color": INK},
         margin={"l": 70, "r": 30, "t": 100, "b": 70},
         height=height,

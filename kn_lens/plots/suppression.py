@@ -54,10 +54,11 @@ def probability_change(effect: UnitEffect, subtitle: str = "", *, paired: bool =
         )
     )
     figure.update_xaxes(tickvals=list(range(len(labels))), ticktext=labels, tickangle=-35, title="probe token")
-    reach = max([math.ceil(abs(bar)) for bar in bars if math.isfinite(bar)] + [1])
-    ticks = sorted({sign * value for value in [0, *(10**power for power in range(reach))] for sign in (1, -1)})
+    reach = max([abs(bar) for bar in bars] + [_signed_log(1)])
+    ladder = [step * 10**power for power in range(9) for step in (1, 3)]
+    ticks = [0, *[sign * value for value in ladder if _signed_log(value) <= reach for sign in (1, -1)]]
     figure.update_yaxes(
-        title="relative change of probability",
+        title="relative change, (after − before) / smaller of both",
         tickvals=[_signed_log(tick) for tick in ticks],
         ticktext=[f"{tick:+d}" if tick else "0" for tick in ticks],
     )

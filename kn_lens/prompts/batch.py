@@ -183,6 +183,12 @@ class PromptBatch:
         """Number of tokens of each prompt."""
         return [len(entry.ids) for entry in self.resolved]
 
+    @property
+    def starts_with_bos(self) -> bool:
+        """Whether the prompts begin with the tokenizer's BOS (or CLS), by its own rule or by ``prepend_bos``."""
+        first = self.resolved[0].ids[0]
+        return first in (self._tokenizer.bos_token_id, self._tokenizer.cls_token_id)
+
     def select(self, indices: Sequence[int]) -> PromptBatch:
         """The prompts at ``indices``, without tokenising again."""
         return self._with([self.resolved[index] for index in indices])

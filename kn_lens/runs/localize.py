@@ -21,7 +21,7 @@ from kn_lens.prompts.minimal_pairs import MinimalPairs
 from kn_lens.prompts.positions import Positions
 from kn_lens.prompts.prompt import count_reasons
 from kn_lens.prompts.relations import Relation
-from kn_lens.runs.output import output_folder
+from kn_lens.runs.output import output_folder, slug
 from kn_lens.scoring import answers
 from kn_lens.sites import SiteName
 
@@ -192,13 +192,13 @@ def save_localization(out: Path, found: Sequence[Localization], settings: Locali
         "data": {
             entry.data: {
                 "sha256": entry.data_hash,
-                "scores": f"scores-{number}",
+                "scores": f"scores-{slug(entry.data)}",
                 "selection": entry.selection,
                 "test": entry.test,
                 "units": {group: result.units for group, result in entry.found.items()},
                 "dropped": count_reasons(entry.scores.dropped),
             }
-            for number, entry in enumerate(found)
+            for entry in found
         },
     }
     subtitle = f"{provenance['model']}, site {settings.site}, {settings.rule} with {settings.steps} steps"
@@ -210,8 +210,8 @@ def save_localization(out: Path, found: Sequence[Localization], settings: Locali
         folder.write_table("units", pd.concat(units))
         dropped = [vars(item) | {"data": entry.data} for entry in found for item in entry.scores.dropped]
         folder.write_table("dropped", pd.DataFrame(dropped, columns=["data", "text", "reason", "source"]))
-        for number, entry in enumerate(found):
-            entry.scores.save(folder.path / f"scores-{number}")
+        for entry in found:
+            entry.scores.save(folder.path / f"scores-{slug(entry.data)}")
         by_data = {e.data: [unit for result in e.found.values() for unit in result.units] for e in found}
         folder.write_figure("layers", layers_of_units(by_data, n_layers, subtitle))
         folder.write_figure("measures", measures_table(table, subtitle))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 MANIFEST = "manifest.json"
+
+
+def slug(name: str) -> str:
+    """A data set's name as part of a file name: ``blimp:x`` becomes ``blimp-x``, a path its stem."""
+    return re.sub(r"[^\w.-]+", "-", Path(name).stem if "/" in name else name).strip("-")
 
 
 def check_output(out: Path, *, replace: bool = False) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from kn_lens.editing.effect import UnitEffect
 from kn_lens.errors import OutputError, UnitsError, near_matches
 from kn_lens.plots import control_distribution, layers_of_units, probability_change
 from kn_lens.prompts.prompt import Prompt, count_reasons
-from kn_lens.runs.output import output_folder, read_manifest
+from kn_lens.runs.output import output_folder, read_manifest, slug
 from kn_lens.sites import Unit
 
 if TYPE_CHECKING:
@@ -35,8 +36,32 @@ def parse_units(text: str) -> list[Unit]:
     return units
 
 
-def found_in(folder: Path, data: str) -> tuple[dict[str, list[Unit]], list[Prompt], dict[str, Any]]:
-    """Units by group, held-out prompts and settings of a ``localize`` run.
+@dataclass(frozen=True, kw_only=True)
+class FormerRun:
+    """What a ``localize`` run left for one data set.
+
+    Attributes:
+        data: The data set's name.
+        sha256: Of its file.
+        units: Units by group.
+        held_out: The prompts that the units were not searched on.
+        settings, provenance: Of the run.
+    """
+
+    data: str
+    sha256: str | None
+    units: dict[str, list[Unit]]
+    held_out: list[Prompt]
+    settings: dict[str, Any]
+    provenance: dict[str, Any]
+
+
+def read_localization(folder: Path, data: str) -> FormerRun:
+    """Units, held-out prompts and settings of a ``localize`` run.
+
+    Args:
+        folder: Where it was written.
+        data: The data set's name in that run, or the path it was read from.
 
     Raises:
         OutputError: If the folder is no such run, or ``data`` is not in it.
@@ -45,17 +70,23 @@ def found_in(folder: Path, data: str) -> tuple[dict[str, list[Unit]], list[Promp
     if manifest.get("command") != "localize":
         raise OutputError(f"{folder} was written by kn-lens {manifest.get('command')}, not by kn-lens localize")
     known = manifest["data"]
-    if data not in known:
-        raise OutputError(
-            f"{folder} holds no units for {data!r}.{near_matches(data, known)} It has: {', '.join(known)}"
-        )
-    entry = known[data]
-    units = {group: [(layer, index) for layer, index in found] for group, found in entry["units"].items()}
+    name = data if data in known else Path(data).stem
+    if name not in known:
+        near = near_matches(data, known)
+        raise OutputError(f"{folder} holds no units for {data!r}.{near} It has: {', '.join(known)}")
+    entry = known[name]
     scores = AttributionScores.load(folder / entry["scores"])
     held_out = [scores.prompts[index] for index in entry["test"]]
     if not held_out:
-        raise OutputError(f"{folder} held no prompts of {data!r} out; localize with --prompts 2 or more")
-    return units, held_out, manifest
+        raise OutputError(f"{folder} held no prompts of {name!r} out; localize with --prompts 2 or more")
+    return FormerRun(
+        data=name,
+        sha256=entry["sha256"],
+        units={group: [(layer, index) for layer, index in found] for group, found in entry["units"].items()},
+        held_out=held_out,
+        settings=manifest["settings"],
+        provenance=manifest["provenance"],
+    )
 
 
 def units_of(units: list[Unit] | Mapping[str, list[Unit]]) -> list[Unit]:
@@ -93,9 +124,9 @@ def save_suppression(
     }
     with output_folder(out, manifest) as folder:
         folder.write_table("summary", comparison(effects))
-        for number, (name, effect) in enumerate(effects.items()):
+        for name, effect in effects.items():
             subtitle = f"{first.provenance['model']}, {name}, site {effect.site}"
-            suffix = f"-{number}" if len(effects) > 1 else ""
+            suffix = f"-{slug(name)}"
             folder.write_table(f"probes{suffix}", effect.to_frame())
             folder.write_table(f"answers{suffix}", effect.answers_frame())
             effect.save(folder.path / f"effect{suffix}")
