@@ -151,7 +151,7 @@ def test_suppress_takes_units_by_hand_on_a_masked_model(place: Path) -> None:
 def test_mistakes_are_one_line(place: Path, localized: Path) -> None:
     model, verbs = place / "causal", place / "verbs.jsonl"
     assert "Did you mean 'smollm2-135m'" in refused("localize", "smolm2-135m", "--data", verbs)
-    assert "Did you mean 'P36'" in refused("localize", model, "--data", "P63")
+    assert "Did you mean 'P37' or 'P36'?" in refused("localize", model, "--data", "P63")
     assert "steps is 1" in refused("localize", model, "--data", verbs, "--steps", 1)
     assert "no site 'mpl'. Did you mean 'mlp'" in refused("localize", model, "--data", verbs, "--site", "mpl")
     assert "threshold is 1.5" in refused("localize", model, "--data", verbs, "--threshold", 1.5)

@@ -170,7 +170,6 @@ class _Runner:
             return torch.cat([probability.gather(1, pair), top, probability[:, self.probe_ids]], dim=1)
 
         before = measure(clean.logits, torch.arange(len(chunk), device=clean.logits.device))[:, None]
-        before = measure(clean.logits, torch.arange(len(chunk), device=clean.logits.device))
         local = [position - clean.start for position in unit_positions]
         layers, hooks = self._hooks(chunk, local)
         if not hooks:
