@@ -77,9 +77,9 @@ def concentration_curves(curves: Mapping[str, Concentration], subtitle: str = ""
     for colour, (name, curve) in zip(SERIES, curves.items(), strict=False):
         frame = curve.to_frame()
         figure.add_scatter(
-            x=frame["k"],
-            y=frame["share"],
-            error_y={"array": frame["deviation"], "thickness": 1, "width": 3},
+            x=frame["k"].tolist(),
+            y=frame["share"].tolist(),
+            error_y={"array": frame["deviation"].tolist(), "thickness": 1, "width": 3},
             mode="lines+markers",
             name=name,
             line_color=colour,
