@@ -54,7 +54,9 @@ def localize(
     data: DataNames,
     site: SiteOption = "mlp",
     steps: Annotated[int, typer.Option(help="Points on the path of integration, at least 2.")] = 20,
-    rule: Annotated[str, typer.Option(help="riemann (the paper's), or a rule of higher order.")] = "riemann",
+    rule: Annotated[
+        str, typer.Option(help="riemann (the paper's), adaptive (converged), trapezoid, midpoint or gauss_legendre.")
+    ] = "riemann",
     positions: PositionsOption = "target",
     threshold: Annotated[float, typer.Option(help="t: a unit counts in a prompt if its score > t · max.")] = 0.2,
     share: Annotated[float, typer.Option(help="p at which the refining starts.")] = 0.7,

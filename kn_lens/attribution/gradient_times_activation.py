@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from kn_lens.attribution.integrated_gradients import attribute_along_path
+from kn_lens.attribution.integrated_gradients import attribute_along_path, integrate_everywhere
 from kn_lens.attribution.scores import AttributionScores
 from kn_lens.forward import DEFAULT_MEMORY_BUDGET
 from kn_lens.prompts.batch import PromptBatch
@@ -39,8 +40,8 @@ def gradient_times_activation(
     scores = attribute_along_path(
         model,
         prompts,
-        np.array([1.0]),
-        np.array([1.0]),
+        partial(integrate_everywhere, points=np.array([1.0]), weights=np.array([1.0])),
+        steps=1,
         method="gradient_times_activation",
         settings={"site": site, "positions": positions},
         memory_budget=memory_budget,

@@ -9,7 +9,11 @@ import numpy as np
 
 from kn_lens.errors import SettingsError, near_matches
 
-Rule = Literal["riemann", "trapezoid", "midpoint", "gauss_legendre"]
+Rule = Literal["riemann", "trapezoid", "midpoint", "gauss_legendre", "adaptive"]
+
+ADAPTIVE = "adaptive"
+"""Gauss-Legendre, refined layer by layer: no one set of points, so not in this file; see
+:func:`kn_lens.attribution.integrated_gradients.integrate_adaptively`."""
 
 
 def quadrature(rule: str, steps: int) -> tuple[np.ndarray, np.ndarray]:
@@ -23,12 +27,21 @@ def quadrature(rule: str, steps: int) -> tuple[np.ndarray, np.ndarray]:
         SettingsError: For an unknown rule or fewer than two points.
     """
     if rule not in _RULES:
-        raise SettingsError(f"no rule {rule!r}.{near_matches(rule, _RULES)} Rules: {', '.join(get_args(Rule))}")
+        raise SettingsError(f"no rule {rule!r}.{near_matches(rule, get_args(Rule))} Rules: {', '.join(get_args(Rule))}")
+    check_steps(steps)
+    return _RULES[rule](steps)
+
+
+def check_steps(steps: int) -> None:
+    """Refuse fewer than two points.
+
+    Raises:
+        SettingsError: If ``steps`` < 2.
+    """
     if steps < 2:
         raise SettingsError(
             f"steps is {steps}; integrated gradients need at least 2 (one is a gradient, not an integral)"
         )
-    return _RULES[rule](steps)
 
 
 def _riemann(steps: int) -> tuple[np.ndarray, np.ndarray]:

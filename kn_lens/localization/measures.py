@@ -74,6 +74,12 @@ def concentration(
     Args:
         scores: Attribution of prompts.
         ks: Numbers of units; by default 1, 2, 5, 10, 20, 50 … up to all.
+
+    Returns:
+        The measures; NaN for a prompt whose scores are all 0.
+
+    Raises:
+        SettingsError: If one of ``ks`` is below 1.
     """
     values = scores.values if isinstance(scores, AttributionScores) else scores
     size = values.flatten(1).double().abs().sort(dim=1, descending=True).values
@@ -81,7 +87,10 @@ def concentration(
     if ks is None:
         ladder = (step * 10**power for power in range(12) for step in (1, 2, 5))
         ks = (*(k for k in ladder if k < n_units), n_units)
-    total = size.sum(1).clamp_min(torch.finfo(torch.double).tiny)
+    if min(ks, default=1) < 1:
+        raise SettingsError(f"ks are {ks}; each must be at least 1")
+    total = size.sum(1)
+    total = total.masked_fill(total == 0, float("nan"))  # without any score there is nothing to spread
     running = size.cumsum(1) / total[:, None]
     ranks = torch.arange(n_units, 0, -1, dtype=torch.double)  # largest first
     gini = (2 * (size * ranks).sum(1) / total - (n_units + 1)) / n_units
@@ -89,6 +98,6 @@ def concentration(
         shares=running[:, [min(k, n_units) - 1 for k in ks]].float(),
         ks=tuple(ks),
         gini=gini.float(),
-        participation_ratio=(total**2 / (size**2).sum(1).clamp_min(torch.finfo(torch.double).tiny)).float(),
+        participation_ratio=(total**2 / (size**2).sum(1)).float(),
         n_units=n_units,
     )

@@ -179,7 +179,9 @@ def _cue_in_prompt(pair: MinimalPair, prefix: str, word: str) -> tuple[int, int]
         return None
     start, end = pair.cue
     blank = len(word) + (1 if prefix else 0)  # the word and the space before it
-    return (start, end) if start < len(prefix) else (start - blank, end - blank)
+    if end <= len(prefix):
+        return start, end
+    return (start - blank, end - blank) if start >= len(prefix) + blank else None  # None: the word itself, not asked
 
 
 def _split_punctuation(word: str) -> tuple[str, str]:

@@ -80,7 +80,10 @@ class Prompt:
     @property
     def text(self) -> str:
         """The prompt with its blank shown as ``[MASK]`` if anything follows it."""
-        return f"{self.prefix} {MASK}{self.suffix}" if self.suffix.strip() else self.prefix
+        if not self.suffix.strip():
+            return self.prefix
+        space = " " if self.suffix[:1].isalnum() else ""
+        return f"{self.prefix} {MASK}{space}{self.suffix}".lstrip()
 
     def cue_span(self) -> tuple[int, int] | None:
         """The cue as a character span of ``prefix + suffix``.
@@ -96,7 +99,9 @@ class Prompt:
             if not 0 <= start < end <= len(text):
                 raise PromptError(f"cue span {self.cue} lies outside {text!r} ({len(text)} characters)")
             return start, end
-        found = [match.span() for match in re.finditer(rf"(?<!\w){re.escape(self.cue)}(?!\w)", text)]
+        word = re.compile(rf"(?<!\w){re.escape(self.cue)}(?!\w)")
+        parts = ((0, self.prefix), (len(self.prefix), self.suffix))  # apart: the blank lies between them
+        found = [(at + match.start(), at + match.end()) for at, part in parts for match in word.finditer(part)]
         if len(found) != 1:
             times = "does not occur" if not found else f"occurs {len(found)} times"
             raise PromptError(f"cue {self.cue!r} {times} in {text!r}; give a word of it, or a (start, end) span")

@@ -241,6 +241,9 @@ class TokenResolver:
             return ()
         start, end = span
         if start >= len(prompt.prefix):  # behind the blank: counted from the end of the text
+            if not self.masked:
+                problem = f"the cue {prompt.cue!r} of {prompt.text!r} stands behind the blank, where a causal model "
+                raise UnusablePrompt("cue behind the blank", f"{problem}does not read")
             moved = len(text) - len(prompt.prefix + prompt.suffix)
             start, end = start + moved, end + moved
         encoded = self.tokenizer(text, return_offsets_mapping=True)

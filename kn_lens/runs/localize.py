@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from kn_lens.attribution.integrated_gradients import integrated_gradients
-from kn_lens.attribution.quadrature import quadrature
+from kn_lens.attribution.quadrature import Rule, check_steps
 from kn_lens.attribution.scores import AttributionScores
 from kn_lens.errors import SettingsError, near_matches
 from kn_lens.localization.measures import Concentration, concentration, n_sample_similarity
@@ -50,10 +50,11 @@ class LocalizeSettings:
         Raises:
             SettingsError: Naming the first one.
         """
-        quadrature(self.rule, self.steps)
+        check_steps(self.steps)
         check_search(self.threshold, self.share, self.count)
         for value, known, what in (
             (self.site, get_args(SiteName), "site"),
+            (self.rule, get_args(Rule), "rule"),
             (self.positions, get_args(Positions), "positions"),
         ):
             if value not in known:

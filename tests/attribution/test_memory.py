@@ -9,7 +9,7 @@ import torch
 
 import kn_lens as kn
 from kn_lens import forward
-from kn_lens.attribution import integrated_gradients as module
+from kn_lens.attribution import path as module
 from tests.helpers import FAMILIES, LAYERS
 from tests.questions import assert_same_state, likely_batch, state_of
 

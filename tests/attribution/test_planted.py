@@ -51,7 +51,9 @@ def quiet_rest(model):
             block.mlp.W_out.mul_(0.3)
             block.attn.W_O.mul_(0.3)
         model.unembed.W_U.mul_(4)
-        if hasattr(model, "mlm_head"):  # let the head read the stream as it is: gelu(x + 8) − 8 ≈ x, and norms shift back
+        if hasattr(
+            model, "mlm_head"
+        ):  # let the head read the stream as it is: gelu(x + 8) − 8 ≈ x, and norms shift back
             model.mlm_head.W.copy_(torch.eye(len(model.mlm_head.W)))
             model.mlm_head.b.fill_(8.0)
 

@@ -209,7 +209,7 @@ def search(
             return kept(best), best / 20, True
         seen.append(at)
         moved = at - 1 if count < fewest else at + 1
-        if not 0 <= moved <= 20:
+        if not 0 <= moved < 20:  # no unit is coarse in more than all prompts
             break
         at = moved
     return kept(at), at / 20, False

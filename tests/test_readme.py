@@ -1,0 +1,46 @@
+"""What the README shows works as it is written."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import kn_lens as kn
+
+README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_the_five_lines(smollm2: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr("kn_lens.models.load.load_model", lambda name: {"smollm2-135m": smollm2}[name])
+    names: dict[str, Any] = {}
+    exec(BLOCKS[0], names)
+    assert names["scores"].values.shape == (len(names["prompts"]), 30, 1536)
+    assert len(names["prompts"].groups) == 5
+    assert 2 <= len(names["found"].units) <= 5
+    summary = names["effect"].summary()
+    assert summary["accuracy_after"] < summary["accuracy_before"]
+    assert summary["log_probability_change"] < 0
+    assert len(names["effect"].to_frame()) > 1
+
+
+def test_prompts_of_your_own() -> None:
+    names: dict[str, Any] = {"kn": kn}
+    exec(BLOCKS[1], names)
+    assert names["masked"].text == "[MASK] is the capital of Canada."
+    assert {prompt.group for prompt in names["facts"]} == {"Canada"}
+    assert names["pair"].foil == "is"
+
+
+def test_every_command_and_option_is_known() -> None:
+    from typer.main import get_command
+
+    from kn_lens.cli import app
+
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    shown = re.findall(r"^    kn-lens (\w+)(.*)$", README, flags=re.MULTILINE)
+    assert len(shown) >= 4
+    for name, rest in shown:
+        known = {option for parameter in commands[name].params for option in parameter.opts}
+        assert set(re.findall(r"--[a-z-]+", rest)) <= known, name
