@@ -25,7 +25,7 @@ help:
 	@echo 'make demo      run the demonstration into demo-out/ (MODEL=name to choose a model)'
 	@echo 'make test      lint, then run the tests'
 	@echo 'make lint      ruff and the type checker'
-	@echo 'make bench     time attribution against the textbook loop'
+	@echo 'make bench     time attribution against the textbook loop; compare rules of integration'
 	@echo 'make lock      resolve pyproject.toml into requirements.lock anew'
 	@echo 'make clean     remove .venv, caches and demo-out/'
 
@@ -53,6 +53,7 @@ lint: install
 
 bench: install
 	$(RUN) benchmarks/attribution.py
+	$(RUN) benchmarks/quadrature.py
 
 # The CUDA packages that some builds of torch need are left to torch's own metadata, so that one lock serves all builds.
 lock:

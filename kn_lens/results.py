@@ -86,11 +86,20 @@ class Result:
             raise OutputError(f"{folder} holds no readable result ({error})") from None
         except Exception as error:  # safetensors has an exception of its own, not a ValueError
             raise OutputError(f"{folder / _TENSORS} is damaged ({error})") from None
-        kind = Result._kinds.get(fields.pop("kind", ""), None)
+        kind = _kind(fields.pop("kind", ""))
         fields.pop("kn_lens", None)
         if kind is None or not issubclass(kind, cls):
             raise OutputError(f"{folder} holds a {kind.__name__ if kind else 'foreign'} result, not {cls.__name__}")
         return kind(**{name: _from_json(value) for name, value in fields.items()}, **tensors)  # type: ignore[return-value]
+
+
+def _kind(name: str) -> type[Result] | None:
+    """The result class of a name; its module may not be imported yet in this process."""
+    import kn_lens
+
+    if name not in Result._kinds and name in kn_lens.__all__:
+        getattr(kn_lens, name)
+    return Result._kinds.get(name)
 
 
 def provenance(model: Any, batch: PromptBatch) -> dict[str, Any]:

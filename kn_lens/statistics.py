@@ -33,6 +33,9 @@ def compare_before_after(before: Float[np.ndarray, " n"], after: Float[np.ndarra
     from scipy import stats
 
     before, after = np.asarray(before, float), np.asarray(after, float)
+    if not len(before):
+        nan = float("nan")
+        return BeforeAfter(mean_before=nan, mean_after=nan, relative_change=nan, independent_p=nan, paired_p=nan, n=0)
     mean_before, mean_after = float(before.mean()), float(after.mean())
     smaller = min(mean_before, mean_after)
     change = mean_after - mean_before

@@ -116,7 +116,11 @@ def integrate_adaptively(path: UnitPath, steps: int, tolerance: float) -> tuple[
         if not rough:
             break
         count *= 2
-        scores[:, rough], delta[:, rough] = path.integrate(*quadrature("gauss_legendre", count), rough)
+        finer, finer_delta = path.integrate(*quadrature("gauss_legendre", count), rough)
+        # Prompts that have converged keep what they have: a score must not depend on the company of its prompt.
+        wanting = delta[:, rough].abs() > tolerance
+        scores[:, rough] = torch.where(wanting[..., None], finer, scores[:, rough])
+        delta[:, rough] = torch.where(wanting, finer_delta, delta[:, rough])
     return scores, delta
 
 
@@ -152,7 +156,7 @@ def attribute_along_path(
                 probability[chunk] = path.probability.float().cpu()
                 bar.update(len(chunk))
 
-            run_in_chunks(indices, max(1, fitting // steps), run, what="prompts")
+            run_in_chunks(indices, max(1, fitting // (steps + 1)), run, what="prompts")  # + 1: the point 0
     return AttributionScores(
         values=_mean_by_owner(values, owners, len(batch)),
         probability=_mean_by_owner(probability, owners, len(batch)),

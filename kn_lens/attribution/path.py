@@ -77,8 +77,9 @@ class UnitPath:
             at_zero.add_((reached * (at == 0)).sum(-1))
 
         if self.n_prompts > 1:  # out of memory: the caller halves the prompts
-            for first in range(0, len(rule), self.capacity.points):
-                run(rule[first : first + self.capacity.points])
+            size = max(1, self.capacity.points * self.site.n_layers // (len(layers) * self.n_prompts))
+            for first in range(0, len(rule), size):
+                run(rule[first : first + size])
         else:
             self.capacity.points = run_in_chunks(rule, self.capacity.points, run, what="points of a prompt")
         scores = torch.stack(

@@ -61,3 +61,17 @@ def test_refinement_ends() -> None:
     _, delta = integrate_adaptively(path, steps=4, tolerance=1e-9)  # type: ignore[arg-type]
     assert path.passes == 6  # 4, 8, … 128 points
     assert float(delta) == 1.0
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bert"])
+def test_adaptive_scores_do_not_depend_on_company(exact_model, family: str) -> None:
+    """User need 20: a prompt that has converged is not refined because another in its pass has not."""
+    model = exact_model(family)
+    batch = likely_batch(model)
+    same = batch.select([0, 5])
+    options = {"rule": "adaptive", "steps": 2, "tolerance": 3e-3, "positions": "cue", "progress": False}
+    together = kn.integrated_gradients(model, same, **options)
+    for index in range(2):
+        alone = kn.integrated_gradients(model, same.select([index]), **options)
+        torch.testing.assert_close(alone.values[0], together.values[index], atol=1e-9, rtol=1e-6)
+        torch.testing.assert_close(alone.convergence_delta[0], together.convergence_delta[index], atol=1e-9, rtol=1e-6)

@@ -58,6 +58,21 @@ def test_the_budget_bounds_the_rows(exact_model, monkeypatch):
     assert max(asked) >= 5 * LAYERS
 
 
+@pytest.mark.parametrize("rule", ["riemann", "gauss_legendre", "adaptive"])
+def test_no_pass_holds_more_rows_than_the_budget(exact_model, monkeypatch, rule):
+    """Several prompts and many points at once: their product is what takes memory."""
+    model = exact_model("gpt2")
+    batch = likely_batch(model).select([0, 5] * 4)
+    row = forward.bytes_per_row(model, 1, batch.lengths[0], gradients=True)
+    asked = limit_rows(monkeypatch, 10**9)
+    options = {"rule": rule, "steps": 4, "tolerance": 1e-12, "progress": False}
+    expected = kn.integrated_gradients(model, batch, **options)
+    asked.clear()
+    found = kn.integrated_gradients(model, batch, **options, memory_budget=row * LAYERS * 15.5)
+    assert 10 * LAYERS < max(asked) <= 15 * LAYERS
+    assert_equal(found, expected)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_halving_prompts_loses_nothing(exact_model, family, monkeypatch, caplog):
     model = exact_model(family)
@@ -133,9 +148,11 @@ def test_half_precision_keeps_token_ids_whole(tmp_path):
     from tests.helpers import load_random_model
 
     model = load_random_model("gpt2", tmp_path).to(torch.bfloat16)
+    with torch.no_grad():
+        model.unembed.b_U[[301, 703]] += 30  # odd ones above 256, which would be rounded
+        model.unembed.W_U[:, 703] *= 2
     batch = likely_batch(model)
-    tops = [entry.target_ids[0] for entry in batch.resolved]
-    assert max(tops) > 256
+    assert {entry.target_ids[0] for entry in batch.resolved} <= {301, 703}
     effect = kn.suppress(model, batch, [(0, 0)], factor=1.5, controls=1, progress=False)
     assert effect.top[:, 0].tolist() == kn.answers(model, batch).top.tolist()
     assert effect.correct[:, 0].all()

@@ -119,7 +119,7 @@ def test_the_curve_rises_to_one():
 def test_more_units_than_there_are_is_all_of_them_and_none_is_refused():
     values = normal(2, 1, 5)
     assert kn.concentration(values, (5, 50)).shares[:, 1].tolist() == pytest.approx([1.0, 1.0])
-    with pytest.raises(SettingsError, match="ks are .* at least 1"):
+    with pytest.raises(SettingsError, match=r"ks are .* at least 1"):
         kn.concentration(values, (0, 1))
 
 

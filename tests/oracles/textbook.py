@@ -76,7 +76,8 @@ def integrated_gradients(
         positions: Where units are read and scaled; scores are summed over them.
         target_position: Where the answer is read.
         steps: Points of the published rule: γ = linspace(0, 1, steps), weight 1/steps.
-        points, weights: Another rule.
+        points: Points of another rule.
+        weights: Its weights.
         layers: Which layers; all by default.
     """
     clean = activations(model, tokens, hook_name)
@@ -156,9 +157,7 @@ def distribution_with_units_scaled(
         return hook
 
     layers = sorted({layer for layer, _ in units})
-    hooks = [
-        (f"blocks.{layer}.{hook_name}", scale([index for at, index in units if at == layer])) for layer in layers
-    ]
+    hooks = [(f"blocks.{layer}.{hook_name}", scale([index for at, index in units if at == layer])) for layer in layers]
     with torch.no_grad():
         logits = model.run_with_hooks(tokens[None], fwd_hooks=hooks)
     return torch.softmax(logits[0, target_position], dim=-1)
@@ -190,9 +189,7 @@ def search(
 
     def kept(twentieths: int) -> set[tuple[int, int]]:
         everything = set().union(*coarse)
-        return {
-            unit for unit in everything if 20 * sum(unit in found for found in coarse) > twentieths * len(coarse)
-        }
+        return {unit for unit in everything if 20 * sum(unit in found for found in coarse) > twentieths * len(coarse)}
 
     def distance(twentieths: int) -> int:
         count = len(kept(twentieths))

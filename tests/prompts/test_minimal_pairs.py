@@ -86,7 +86,7 @@ def test_whole_sentences(tmp_path, exact_model, random_model):
     ]
     pairs = read_minimal_pairs(write(tmp_path, *rows))
     assert pairs.form == "sentence"
-    with pytest.raises(PromptError, match="has the form 'sentence' for .* a causal model: .*accuracy only"):
+    with pytest.raises(PromptError, match=r"has the form 'sentence' for .* a causal model: .*accuracy only"):
         pairs.prompts(random_model("gpt2"))
     model = exact_model("gpt2")
 

@@ -123,7 +123,9 @@ def test_bundled_relations():
                 span = prompt.cue_span()
                 assert span is not None
                 assert (prompt.prefix + prompt.suffix)[slice(*span)] == prompt.group.split(" → ")[0]  # type: ignore[union-attr]
-                assert prompt.target not in re.findall(r"\w+", prompt.prefix + prompt.suffix)  # the answer is not in the question
+                assert prompt.target not in re.findall(
+                    r"\w+", prompt.prefix + prompt.suffix
+                )  # the answer is not in the question
 
 
 def test_bundled_pairs():

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformer_lens import HookedTransformer
+from transformers import AutoTokenizer
 
 import kn_lens as kn
 from kn_lens.errors import PromptError
 from kn_lens.prompts.tokens import TokenResolver, UnusablePrompt
 from kn_lens.scoring import target_distribution
-from tests.helpers import FAMILIES, build_tokenizer
+from tests.helpers import FAMILIES, build_tokenizer, save_random_model
 from tests.questions import likely_batch, questions
 
 CAUSAL = [family for family in FAMILIES if family != "bert"]
 
 
-def resolve(model, *arguments, single_token=False, prepend_bos=None, **fields):
-    return TokenResolver(model, prepend_bos).resolve(kn.Prompt(*arguments, **fields), single_token=single_token)
+def resolve(model, prefix, *, single_token=False, **fields):
+    return TokenResolver(model).resolve(kn.Prompt(prefix, **fields), single_token=single_token)
 
 
 def words(model, ids):
@@ -43,16 +45,16 @@ def test_no_space_after_an_opening_sign(random_model, prefix, expected):
 
 def test_a_bos_only_where_the_tokenizer_adds_one(random_model):
     """User needs 12 and 20."""
-    text = {"prefix": "The dogs", "target": "run"}
+    prompt = kn.Prompt("The dogs", target="run")
     for family in FAMILIES:
         model = random_model(family)
-        entry = TokenResolver(model).resolve(kn.Prompt(**text))
+        entry = TokenResolver(model).resolve(prompt)
         start = model.tokenizer.decode([entry.ids[0]])
         assert start == {"llama": "<s>", "bert": "[CLS]"}.get(family, "The")
         assert sum(token in model.tokenizer.all_special_ids for token in entry.ids) == {"llama": 1, "bert": 3}.get(
             family, 0
         )
-        starts = kn.PromptBatch.from_prompts(model, [kn.Prompt(**text)]).starts_with_bos
+        starts = kn.PromptBatch.from_prompts(model, [prompt]).starts_with_bos
         assert starts == (family in ("llama", "bert"))
 
 
@@ -153,7 +155,9 @@ def test_cues_that_cannot_be_found_are_refused(random_model):
     for cue, problem in [("cat", "does not occur"), ("dog", "occurs 2 times"), ((4, 99), "lies outside")]:
         with pytest.raises(UnusablePrompt, match=problem):
             resolve(model, "The dog and the dog", target="run", cue=cue)
-    with pytest.raises(UnusablePrompt, match="stands behind the blank"):  # a full stop, which a causal model is not shown
+    with pytest.raises(
+        UnusablePrompt, match="stands behind the blank"
+    ):  # a full stop, which a causal model is not shown
         resolve(model, "The dogs", suffix=".", target="run", cue=(8, 9))
 
 
@@ -167,6 +171,25 @@ def test_a_masked_prompt_keeps_the_text_on_both_sides(random_model):
         resolve(model, "The capital of", suffix=" is Paris.", target="Atlantis")
     with pytest.raises(UnusablePrompt, match="2 tokens for"):
         resolve(model, "The capital of", suffix=" is Paris.", target="old France")
+
+
+def test_a_model_that_transformer_lens_loaded(random_model, tmp_path):
+    """User needs 12 and 20: TransformerLens rebuilds the tokenizer of a model of one's own so that it adds a BOS.
+
+    That BOS is then the tokenizer's own; the result says so, and ``prepend_bos=False`` takes it away.
+    """
+    plain = AutoTokenizer.from_pretrained(save_random_model(tmp_path / "own", "gpt2"))
+    own = HookedTransformer(random_model("gpt2").cfg, tokenizer=plain)
+    prompt = kn.Prompt("The old dogs", target="run", cue="dogs")
+    as_loaded = kn.PromptBatch.from_prompts(own, [prompt])
+    without = kn.PromptBatch.from_prompts(own, [prompt], prepend_bos=False)
+    assert as_loaded.starts_with_bos
+    assert list(as_loaded.resolved[0].ids) == own.to_tokens("The old dogs", prepend_bos=True)[0].tolist()
+    assert not without.starts_with_bos
+    assert list(without.resolved[0].ids) == plain("The old dogs").input_ids
+    assert own.tokenizer is not None
+    for batch in (as_loaded, without):
+        assert [batch.token_labels(0)[at] for at in batch.resolved[0].cue_positions] == ["dogs"]
 
 
 # -- refusals -----------------------------------------------------------------------------------------------------
@@ -217,12 +240,12 @@ def test_text_after_the_blank_is_dropped_and_counted(random_model):
     assert len(batch) == 1
     assert [entry.reason for entry in batch.dropped] == ["text after the blank"] * 2
     assert batch.dropped[1].text == "It was [MASK] in France."
-    with pytest.raises(PromptError, match="goes on after the blank, and .* is a causal model"):
+    with pytest.raises(PromptError, match=r"goes on after the blank, and .* is a causal model"):
         kn.PromptBatch.from_prompts(model, prompts)
     with pytest.raises(PromptError, match=r"can be asked none of the 2 prompts \(text after the blank: 2\)"):
         kn.PromptBatch.from_prompts(model, prompts[1:], on_unusable="drop")
     assert len(kn.PromptBatch.from_prompts(random_model("bert"), prompts)) == 3
-    with pytest.raises(PromptError, match="nothing|no token before the blank"):
+    with pytest.raises(PromptError, match="no token before the blank"):
         kn.PromptBatch.from_prompts(model, [kn.Prompt("", target="Paris")])
     with pytest.raises(PromptError, match="no prompts: give at least one"):
         kn.PromptBatch.from_prompts(model, [])
@@ -241,10 +264,12 @@ def test_a_prompt_longer_than_the_context_is_refused(random_model, family):
 
 def test_batches_belong_to_one_kind_of_model(random_model):
     batch = kn.PromptBatch.from_prompts(random_model("gpt2"), questions(random_model("gpt2")))
-    with pytest.raises(PromptError, match="a causal model; .* is masked: make them anew"):
+    with pytest.raises(PromptError, match=r"a causal model; .* is masked: make them anew"):
         kn.answers(random_model("bert"), batch)
-    with pytest.raises(PromptError, match="a masked model; .* is causal: make them anew"):
-        kn.answers(random_model("gpt2"), kn.PromptBatch.from_prompts(random_model("bert"), questions(random_model("bert"))))
+    with pytest.raises(PromptError, match=r"a masked model; .* is causal: make them anew"):
+        kn.answers(
+            random_model("gpt2"), kn.PromptBatch.from_prompts(random_model("bert"), questions(random_model("bert")))
+        )
 
 
 def test_a_model_without_tokenizer_is_told_so(random_model):
