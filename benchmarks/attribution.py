@@ -50,16 +50,20 @@ def timed(run: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - begin, result
 
 
-def peak_memory(run: Callable[[], Any]) -> float:
-    """Bytes of resident memory at the peak of a call, above those before it."""
-    process, done, peak = psutil.Process(), threading.Event(), 0
+def resident() -> int:
+    """Bytes of resident memory now."""
+    return psutil.Process().memory_info().rss
+
+
+def peak_memory(run: Callable[[], Any], loaded: int) -> float:
+    """Bytes of resident memory at the peak of a call, above those with the model just loaded."""
+    done, peak = threading.Event(), 0
 
     def watch() -> None:
         nonlocal peak
         while not done.wait(0.005):
-            peak = max(peak, process.memory_info().rss)
+            peak = max(peak, resident())
 
-    before = process.memory_info().rss
     thread = threading.Thread(target=watch)
     thread.start()
     try:
@@ -67,7 +71,7 @@ def peak_memory(run: Callable[[], Any]) -> float:
     finally:
         done.set()
         thread.join()
-    return float(max(0, peak - before))
+    return float(max(0, peak - loaded))
 
 
 def matrix_product_speed(model: Any, rows: int, repeats: int = 30) -> float:
@@ -119,6 +123,7 @@ def main() -> None:
     arguments = parser.parse_args()
     console = Console(width=150)
     model = kn.load_model("smollm2-135m", device="cpu")
+    loaded = resident()
     console.print(
         f"SmolLM2-135M, {STEPS} steps, {model.cfg.n_layers} layers, float32; {torch.get_num_threads()} threads, "
         f"torch {torch.__version__}, {platform.processor() or platform.machine()}; budget {DEFAULT_MEMORY_BUDGET:.1e} B"
@@ -160,7 +165,7 @@ def main() -> None:
             slow.append(seconds)
         assert scores is not None
         assert reference is not None
-        memory = peak_memory(rows)
+        memory = peak_memory(rows, loaded)
         eight = kn.PromptBatch.from_prompts(model, [kn.Prompt(PROMPTS[count], target=TARGET)] * 8)
         each = timed(lambda eight=eight: kn.integrated_gradients(model, eight, steps=STEPS, progress=False))[0] / 8
         row_major(model)

@@ -17,7 +17,7 @@ def test_the_five_lines(smollm2: Any, monkeypatch: Any) -> None:
     names: dict[str, Any] = {}
     exec(BLOCKS[0], names)
     assert names["scores"].values.shape == (len(names["prompts"]), 30, 1536)
-    assert len(names["prompts"].groups) == 5
+    assert len(names["prompts"].groups) == 3
     assert 2 <= len(names["found"].units) <= 5
     summary = names["effect"].summary()
     assert summary["accuracy_after"] < summary["accuracy_before"]
