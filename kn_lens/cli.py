@@ -72,7 +72,7 @@ def localize(
     from kn_lens.prompts.load import load_data
     from kn_lens.runs.localize import LocalizeSettings, comparison, save_localization
     from kn_lens.runs.localize import localize as run
-    from kn_lens.runs.output import check_output
+    from kn_lens.runs.output import check_output, slug
 
     settings = LocalizeSettings(
         site=site,
@@ -90,6 +90,10 @@ def localize(
     if out is not None:
         check_output(out)
     sets = [load_data(name) for name in dict.fromkeys(data)]
+    slugs = [slug(entry.name) for entry in sets]
+    for name in slugs:
+        if slugs.count(name) > 1:
+            raise SettingsError(f"two data sets would both be written as {name!r}; rename one of the files")
     loaded = _load(model, device, dtype)
     found = []
     for entry in sets:
@@ -129,6 +133,8 @@ def suppress(
 
     if (units is None) == (from_ is None):
         raise SettingsError("say which units: either --units 9:1094,… or --from a folder of kn-lens localize")
+    if from_ is not None and (site, positions, groups, prompts) != ("mlp", "target", 0, 0):
+        raise SettingsError("--site, --positions, --groups and --prompts are those of the --from run; leave them out")
     if out is not None:
         check_output(out)
     chosen: Any = parse_units(units) if units is not None else None

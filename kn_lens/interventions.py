@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -58,19 +59,11 @@ def target_probability(target_ids: Tensor) -> Callable[[Tensor, Tensor], Tensor]
     """A measure: the probability of each row's target.
 
     In the logits' own precision, as the textbook loop reads it (float32's softmax over a large
-    vocabulary is good to about 3e-5 of the value).
+    vocabulary is good to about 3e-5 of the value); half precision, which ends at 6e-8, is widened first.
     """
 
     def measure(logits: Tensor, owners: Tensor) -> Tensor:
-        return logits.softmax(-1).gather(1, target_ids[owners][:, None])[:, 0]
-
-    return measure
-
-
-def token_probabilities(token_ids: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    """A measure: the probabilities of the same tokens in each row, ``[row, token]``."""
-
-    def measure(logits: Tensor, owners: Tensor) -> Tensor:
-        return logits.softmax(-1)[:, token_ids]
+        wide = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+        return wide.softmax(-1).gather(1, target_ids[owners][:, None])[:, 0]
 
     return measure

@@ -58,7 +58,10 @@ def correct_answers(
 
 @torch.no_grad()
 def answers(model: Any, prompts: PromptBatch | Prompt | Iterable[Prompt]) -> Answers:
-    """Ask ``model`` all prompts; padded and single prompts give the same numbers."""
+    """Ask ``model`` all prompts; padded and single prompts give the same numbers.
+
+    A target of several tokens is judged by its first.
+    """
     batch = as_batch(model, prompts)
     probabilities = target_distribution(model, batch)
     target = probabilities.gather(1, batch.target_ids[:, None])[:, 0]

@@ -13,6 +13,7 @@ All layers and points of a prompt run as rows of one batch; see :mod:`kn_lens.fo
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -25,6 +26,7 @@ from torch import Tensor
 from kn_lens.attribution.path import Capacity, UnitPath, first_change
 from kn_lens.attribution.quadrature import ADAPTIVE, check_steps, quadrature
 from kn_lens.attribution.scores import AttributionScores
+from kn_lens.errors import SettingsError
 from kn_lens.forward import DEFAULT_MEMORY_BUDGET, bytes_per_row, frozen_weights, run_in_chunks
 from kn_lens.progress import progress_bar
 from kn_lens.prompts.batch import PromptBatch, as_batch
@@ -32,6 +34,8 @@ from kn_lens.prompts.positions import Positions, alike
 from kn_lens.prompts.prompt import Prompt
 from kn_lens.results import provenance
 from kn_lens.sites import site_of
+
+log = logging.getLogger(__name__)
 
 _MOST_REFINEMENT = 32  # times the points of the first pass
 
@@ -57,10 +61,11 @@ def integrated_gradients(
         site: ``"mlp"`` (default), ``"mlp_pre"`` or ``"head"`` (scores summed over ``d_head``).
         steps: Points on the path, at least 2; 20 by default.
         rule: ``"riemann"`` (default): the published code's γ = linspace(0, 1, steps), weight 1/steps.
-            ``"adaptive"``: the converged integral at the least cost; ``steps`` points (8 are enough) by
+            ``"adaptive"``: close to the converged integral at the least cost; ``steps`` points (8 are enough) by
             Gauss-Legendre, doubled in those layers only that have not converged. Others:
             :mod:`kn_lens.attribution.quadrature`.
-        tolerance: Of the adaptive rule: the convergence delta that each layer must come below.
+        tolerance: Of the adaptive rule: a layer is refined until its convergence delta, relative to P(w̄) or
+            to |Σα|, is below it (at most to 32 · ``steps`` points; what has not converged then is logged).
         positions: Where units are read and scaled: ``"target"`` (default), ``"cue_last"``, ``"cue"``
             or ``"all"``; scores are summed over them.
         memory_budget: Bytes that the rows of one pass may take, 1 GB by default; halved and tried
@@ -77,6 +82,8 @@ def integrated_gradients(
     settings = {"site": site, "steps": steps, "rule": rule, "positions": positions}
     if rule == ADAPTIVE:
         check_steps(steps)
+        if not tolerance > 0:
+            raise SettingsError(f"tolerance is {tolerance}; it must be above 0")
         settings["tolerance"] = tolerance
         integrate = partial(integrate_adaptively, steps=steps, tolerance=tolerance)
     else:
@@ -111,17 +118,23 @@ def integrate_adaptively(path: UnitPath, steps: int, tolerance: float) -> tuple[
     """
     scores, delta = path.integrate(*quadrature("gauss_legendre", steps), range(path.site.n_layers))
     count = steps
-    while count < steps * _MOST_REFINEMENT:
-        rough = (delta.abs().amax(0) > tolerance).nonzero().flatten().tolist()
-        if not rough:
+    while (wanting := _unconverged(path, scores, delta, tolerance)).any():
+        rough = wanting.any(0).nonzero().flatten().tolist()
+        if count >= steps * _MOST_REFINEMENT:
+            log.warning("layers %s have not converged with %d points; see convergence_delta", rough, count)
             break
         count *= 2
         finer, finer_delta = path.integrate(*quadrature("gauss_legendre", count), rough)
         # Prompts that have converged keep what they have: a score must not depend on the company of its prompt.
-        wanting = delta[:, rough].abs() > tolerance
-        scores[:, rough] = torch.where(wanting[..., None], finer, scores[:, rough])
-        delta[:, rough] = torch.where(wanting, finer_delta, delta[:, rough])
+        scores[:, rough] = torch.where(wanting[:, rough, None], finer, scores[:, rough])
+        delta[:, rough] = torch.where(wanting[:, rough], finer_delta, delta[:, rough])
     return scores, delta
+
+
+def _unconverged(path: UnitPath, scores: Tensor, delta: Tensor, tolerance: float) -> Tensor:
+    """Where the delta is above the tolerance, relative to P(w̄) or to |Σα|, whichever is larger: ``[prompt, layer]``."""
+    scale = torch.maximum(path.probability[:, None], scores.sum(-1).abs())
+    return delta.abs() > tolerance * scale
 
 
 def attribute_along_path(

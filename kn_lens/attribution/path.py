@@ -72,8 +72,9 @@ class UnitPath:
             at = self.clean.logits.new_tensor([point for point, _ in chunk])
             weight = self.clean.logits.new_tensor([weight for _, weight in chunk])
             reached, gradients = self._pass(at, layers)
-            for total, gradient in zip(integral, gradients, strict=True):
-                total += torch.einsum("pk...,k->p...", gradient, weight)
+            weighted = [torch.einsum("pk...,k->p...", gradient, weight) for gradient in gradients]
+            for total, part in zip(integral, weighted, strict=True):  # only now: out of memory must not count twice
+                total += part
             at_zero.add_((reached * (at == 0)).sum(-1))
 
         if self.n_prompts > 1:  # out of memory: the caller halves the prompts

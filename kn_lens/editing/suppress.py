@@ -14,8 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kn_lens.attribution.path import first_change
 from kn_lens.editing.effect import UnitEffect
-from kn_lens.errors import SettingsError, UnitsError
+from kn_lens.errors import PromptError, SettingsError, UnitsError
 from kn_lens.forward import DEFAULT_MEMORY_BUDGET, Columns, bytes_per_row, clean_run, run_in_chunks
 from kn_lens.interventions import scale_columns
 from kn_lens.progress import progress_bar
@@ -69,14 +70,23 @@ def suppress(
 
     Raises:
         UnitsError: If a unit is not in the model, or there are none.
-        SettingsError: For an unknown site or position, or a probe of several tokens.
+        SettingsError: For an unknown site or position, a factor that is no number, or a probe of several tokens.
+        PromptError: If a target is of several tokens.
     """
     where = site_of(model, site)
     batch = as_batch(model, prompts)
+    for entry in batch.resolved:
+        if len(entry.target_ids) > 1:
+            raise PromptError(
+                f"target {entry.prompt.target!r} of {entry.prompt.text!r} is {len(entry.target_ids)} tokens for "
+                f"{batch.model_name}; scaling units compares single tokens"
+            )
     by_prompt = _units_by_prompt(batch, units)
     where.check([unit for found in by_prompt for unit in found], model)
     if not any(by_prompt):
         raise UnitsError("no units to scale; give [(layer, index), …], or units for the groups of these prompts")
+    if factor != factor:
+        raise SettingsError("factor is NaN; give a number: 0 suppresses, 2 doubles")
     if controls < 0:
         raise SettingsError(f"controls is {controls}; give 0 or more draws")
     names, probe_ids = _probes(model, batch, probes)
@@ -144,7 +154,7 @@ class _Runner:
         found = torch.zeros(len(batch), 1 + count, _FIRST_PROBE + len(self.probe_ids))
         for indices, unit_positions in alike(batch, self.positions):
             length = len(batch.resolved[indices[0]].ids)
-            start = 0 if batch.masked else unit_positions[0]
+            start = first_change(batch, unit_positions)
             row = bytes_per_row(self.model, length - start, length, gradients=False)
             row += 4.0 * self.site.n_units * max(len({layer for layer, _ in units[0]}) for units in self.columns)
 

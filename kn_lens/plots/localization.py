@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 from kn_lens.editing.effect import layer_counts
@@ -26,7 +27,7 @@ def layers_of_units(units: Mapping[str, Sequence[Unit]], n_layers: int, subtitle
     import plotly.graph_objects as go
 
     figure = go.Figure()
-    for colour, (name, found) in zip(SERIES, units.items(), strict=False):
+    for color, (name, found) in zip(cycle(SERIES), units.items(), strict=False):
         counts = layer_counts(found, n_layers)
         total = max(1, sum(counts))
         figure.add_bar(
@@ -34,7 +35,7 @@ def layers_of_units(units: Mapping[str, Sequence[Unit]], n_layers: int, subtitle
             y=[count / total for count in counts],
             customdata=counts,
             name=f"{name} ({sum(counts)} units)",
-            marker_color=colour,
+            marker_color=color,
             hovertemplate=f"{name}<br>layer %{{x}}: %{{y:.1%}} (%{{customdata}} units)<extra></extra>",
         )
     figure.update_xaxes(title="layer (from 0)", dtick=1 if n_layers <= 16 else 2)
@@ -74,7 +75,7 @@ def concentration_curves(curves: Mapping[str, Concentration], subtitle: str = ""
     import plotly.graph_objects as go
 
     figure = go.Figure()
-    for colour, (name, curve) in zip(SERIES, curves.items(), strict=False):
+    for color, (name, curve) in zip(cycle(SERIES), curves.items(), strict=False):
         frame = curve.to_frame()
         figure.add_scatter(
             x=frame["k"].tolist(),
@@ -82,7 +83,7 @@ def concentration_curves(curves: Mapping[str, Concentration], subtitle: str = ""
             error_y={"array": frame["deviation"].tolist(), "thickness": 1, "width": 3},
             mode="lines+markers",
             name=name,
-            line_color=colour,
+            line_color=color,
             hovertemplate=f"{name}<br>top %{{x}} units: %{{y:.1%}} of Σ|α|<extra></extra>",
         )
     figure.update_xaxes(title="k, number of units (log scale)", type="log", dtick=1)

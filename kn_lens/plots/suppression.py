@@ -82,7 +82,7 @@ def control_distribution(effect: UnitEffect, subtitle: str = "") -> go.Figure:
             marker_color=GREY,
             name=f"{len(controls)} draws of random units",
         )
-    for name, value, colour, dash in (
+    for name, value, color, dash in (
         ("before", float(right[0]), BLUE, "dot"),
         ("units found", float(right[AFTER]), VERMILLION, "solid"),
     ):
@@ -91,7 +91,7 @@ def control_distribution(effect: UnitEffect, subtitle: str = "") -> go.Figure:
             y=[0, 1],
             yaxis="y2",
             mode="lines",
-            line={"color": colour, "dash": dash, "width": 3},
+            line={"color": color, "dash": dash, "width": 3},
             name=f"{name}: {value:.1%}",
         )
     figure.update_layout(yaxis2={"overlaying": "y", "range": [0, 1], "visible": False})

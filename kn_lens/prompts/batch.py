@@ -252,4 +252,5 @@ def as_batch(model: Any, prompts: PromptBatch | Prompt | Iterable[Prompt]) -> Pr
 def _as_rival(entry: ResolvedPrompt) -> ResolvedPrompt:
     """The other prefix of a two-prefix pair, asked for the same word."""
     ids = entry.rival_ids or ()
-    return replace(entry, ids=ids, target_position=len(ids) - 1, foil_ids=None, cue_positions=(), rival_ids=None)
+    cue = entry.rival_cue_positions
+    return replace(entry, ids=ids, target_position=len(ids) - 1, foil_ids=None, cue_positions=cue, rival_ids=None)

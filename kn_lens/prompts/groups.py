@@ -31,13 +31,11 @@ def augment_pairs(prompts: Sequence[tuple[Prompt, str | None]], seed: int = 0) -
         seed: Order of the sentences within each group (a draw of the first few is a random one).
 
     Returns:
-        Groups named ``"cue → target"``. If no prompt has a cue, the groups of
-        :func:`group_by_answer`: nothing can be moved, and prompts with the same answer are taken.
+        Groups named ``"cue → target"``. Prompts without a cue cannot be moved: they are in the groups of
+        :func:`group_by_answer`.
     """
     with_cue = [(prompt, frame) for prompt, frame in prompts if prompt.cue is not None]
-    if not with_cue:
-        return group_by_answer(prompts)
-    groups: dict[str, list[Prompt]] = {}
+    groups = group_by_answer([(prompt, frame) for prompt, frame in prompts if prompt.cue is None])
     for index, (giver, frame_class) in enumerate(with_cue):
         name = f"{_cue_text(giver)} → {giver.target}"
         if name in groups:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from kn_lens.errors import DataError, PromptError
+from kn_lens.prompts.jsonl import read_json
 from kn_lens.prompts.prompt import Prompt
 from kn_lens.prompts.relations import Relation
 
@@ -18,18 +18,16 @@ def read_known_facts(path: Path, name: str | None = None) -> Relation:
     Raises:
         DataError: If the file is no such list, or an entry lacks a field; entry named by number.
     """
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}:{error.lineno}: not JSON ({error.msg})") from None
+    rows = read_json(path)
     if not isinstance(rows, list) or not rows:
         raise DataError(f"{path}: expected a list of facts, [{{…}}, …], that is not empty")
     facts: dict[str, tuple[Prompt, ...]] = {}
     for number, row in enumerate(rows):
         where = f"{path}[{number}]"
         for field in ("subject", "attribute", "prompt"):
-            if not isinstance(row, dict) or not str(row.get(field) or "").strip():
-                raise DataError(f"{where}: field {field!r} is missing")
+            value = row.get(field) if isinstance(row, dict) else None
+            if not isinstance(value, str) or not value.strip():
+                raise DataError(f"{where}: field {field!r} is missing, or no text")
         fact = f"{row['subject']} → {row['attribute']}"
         fact = fact if fact not in facts else f"{fact} ({number})"
         cue = row["subject"] if row["prompt"].count(row["subject"]) == 1 else None

@@ -48,14 +48,17 @@ def load_data(name: str) -> Relation | MinimalPairs:
     if source == "pararel" and rest:
         return _load_pararel(rest)
     folder = data_folder()
-    if (folder / "relations" / f"{name}.jsonl").is_file():
-        return read_relation(folder / "relations" / f"{name}.jsonl")
-    if (folder / "minimal_pairs" / f"{name}.jsonl").is_file():
+    known = bundled_names()
+    if name in known:
+        relation = folder / "relations" / f"{name}.jsonl"
+        if relation.is_file():
+            return read_relation(relation)
         return read_minimal_pairs(folder / "minimal_pairs" / f"{name}.jsonl")
     path = Path(name).expanduser()
-    if path.is_file():
+    if os.path.isfile(path):  # False, not an error, for a name too long to be one
         return _read_path(path)
-    known = bundled_names()
+    if os.path.isdir(path):
+        raise DataError(f"{name} is a folder; name the .jsonl or .json file in it")
     raise DataError(
         f"no data named {name!r}.{near_matches(name, [*known, 'blimp:', 'pararel:'])} Bundled: "
         f"{', '.join(known)}; else blimp:<UID>, pararel:<relation>, or a path"

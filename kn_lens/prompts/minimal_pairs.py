@@ -15,6 +15,7 @@ from kn_lens.prompts.batch import PromptBatch
 from kn_lens.prompts.groups import augment_pairs, gather_groups, group_by_answer
 from kn_lens.prompts.jsonl import read_jsonl
 from kn_lens.prompts.prompt import Dropped, Prompt
+from kn_lens.prompts.tokens import TokenResolver, UnusablePrompt
 
 PairForm = Literal["one_prefix", "two_prefix", "sentence"]
 
@@ -126,13 +127,42 @@ class MinimalPairs:
                 dropped.append(prompt)
             else:
                 asked.append((prompt, pair.frame))
+        forms = Counter(prompt.form for prompt, _ in asked)
+        if "two_prefix" in forms and len(forms) > 1:  # two measures of the answer: not to be mixed in one batch
+            most = forms.most_common(1)[0][0]
+            reason = f"of another form than most pairs ({most})"
+            others = [prompt for prompt, _ in asked if prompt.form != most]
+            dropped += [Dropped(text=prompt.text, reason=reason, source=prompt.source) for prompt in others]
+            asked = [(prompt, frame) for prompt, frame in asked if prompt.form == most]
+        if augment:  # a pair that cannot be asked is left out once, not in every sentence it would be moved to
+            asked, unusable = _usable(model, asked)
+            dropped += unusable
         grouped = augment_pairs(asked, seed=seed) if augment else group_by_answer(asked)
         return gather_groups(model, grouped, groups=groups, per_group=per_group, seed=seed, dropped=dropped)
+
+
+def _usable(
+    model: Any, asked: list[tuple[Prompt, str | None]]
+) -> tuple[list[tuple[Prompt, str | None]], list[Dropped]]:
+    """The prompts that ``model`` can be asked, and the others with their reasons."""
+    resolver = TokenResolver(model)
+    usable, dropped = [], []
+    for prompt, frame in asked:
+        try:
+            resolver.resolve(prompt, single_token=True)
+        except UnusablePrompt as error:
+            dropped.append(Dropped(text=prompt.text, reason=error.reason, source=prompt.source))
+        else:
+            usable.append((prompt, frame))
+    return usable, dropped
 
 
 def pair_prompt(pair: MinimalPair, *, masked: bool, cut: bool = False) -> Prompt | Dropped:
     """The prompt of a pair: one mask for a masked model, one or two prefixes for a causal one."""
     prefix, good, bad, rest = pair.difference()
+    if good == bad:
+        reason = "the sentences differ in punctuation only"
+        return Dropped(text=pair.sentence_good, reason=reason, source=pair.source)
     if masked:
         if rest is None or not good or not bad:
             reason = "the sentences differ in more than one word"

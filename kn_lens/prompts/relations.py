@@ -11,7 +11,7 @@ from typing import Any, Literal
 from kn_lens.errors import DataError
 from kn_lens.prompts.batch import PromptBatch
 from kn_lens.prompts.groups import gather_groups
-from kn_lens.prompts.jsonl import read_jsonl
+from kn_lens.prompts.jsonl import read_json, read_jsonl
 from kn_lens.prompts.prompt import MASK, Prompt
 
 _SLOT = re.compile(r"\{(subject|object)\}")
@@ -97,10 +97,7 @@ def read_pararel(path: Path, name: str) -> Relation:
     Raises:
         DataError: If the file is broken or holds no such relation.
     """
-    try:
-        bags = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}:{error.lineno}: not JSON ({error.msg})") from None
+    bags = read_json(path)
     if name not in bags:
         raise DataError(f"{path} holds no relation {name!r}; it has {', '.join(sorted(bags))}")
     facts: dict[str, tuple[Prompt, ...]] = {}

@@ -7,15 +7,16 @@ alone, so that a leading space, or a merge across the blank, cannot go unseen.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kn_lens.errors import PromptError
 from kn_lens.models.kind import is_masked, model_name, tokenizer_of
 from kn_lens.prompts.prompt import MASK, Prompt
 
-_OPENERS = "([{\"'“‘-–—/"
-_CLOSERS = ".,;:!?)]}%'’”-–—/"
+_OPENERS = "([{“‘/"
+_QUOTES = "\"'"  # open a quotation behind a space, close one (or mark a possessive) behind a letter
+_CLOSERS = ".,;:!?)]}%’”"
 
 
 class UnusablePrompt(PromptError):
@@ -37,6 +38,7 @@ class ResolvedPrompt:
         foil_ids: Tokens of the rival, as many as of the target, or None.
         cue_positions: Indices in ``ids`` of the cue's tokens; empty without a cue.
         rival_ids: For a two-prefix pair, the tokens of the other prefix, else None.
+        rival_cue_positions: Indices in ``rival_ids`` of what stands there in the cue's place.
     """
 
     prompt: Prompt
@@ -46,6 +48,7 @@ class ResolvedPrompt:
     foil_ids: tuple[int, ...] | None
     cue_positions: tuple[int, ...]
     rival_ids: tuple[int, ...] | None
+    rival_cue_positions: tuple[int, ...] = ()
 
 
 class TokenResolver:
@@ -141,7 +144,7 @@ class TokenResolver:
         if prompt.foil is not None:
             foil = self._continuation(prompt, prefix, context, prompt.foil)
             context, target, foil = self._differing(prompt, context, target, foil)
-        rival = None
+        rival, rival_cue = None, ()
         if prompt.foil_prefix is not None and prompt.form == "two_prefix":
             rival_prefix = prompt.foil_prefix.rstrip()
             rival = self._context_ids(rival_prefix)
@@ -149,6 +152,12 @@ class TokenResolver:
                 raise UnusablePrompt(
                     "the word's tokens differ after the two prefixes",
                     f"{prompt.target!r} is tokenised differently after {prefix!r} and {rival_prefix!r}",
+                )
+            span = prompt.cue_span() if prompt.cue is not None else None
+            if span is not None:
+                ends = (span[0], span[1] + len(prompt.foil_prefix) - len(prompt.prefix))
+                rival_cue = self._cue_positions(
+                    replace(prompt, prefix=prompt.foil_prefix, cue=ends, form="cloze"), rival_prefix
                 )
         return ResolvedPrompt(
             prompt=prompt,
@@ -158,6 +167,7 @@ class TokenResolver:
             foil_ids=None if foil is None else tuple(foil),
             cue_positions=self._cue_positions(prompt, prefix),
             rival_ids=None if rival is None else tuple(rival),
+            rival_cue_positions=rival_cue,
         )
 
     def _context_ids(self, prefix: str) -> list[int]:
@@ -262,9 +272,12 @@ class TokenResolver:
 
 def _space_between(prefix: str, word: str) -> str:
     """The space a sentence has between ``prefix`` and ``word``."""
-    if not prefix or prefix[-1] in _OPENERS or (word[:1] in _CLOSERS and not word[:1].isspace()):
+    if not prefix or word[:1] in _CLOSERS:
         return ""
-    return " "
+    if prefix[-1] in _OPENERS:
+        return ""
+    opens_a_quote = prefix[-1] in _QUOTES and (len(prefix) == 1 or prefix[-2].isspace() or prefix[-2] in _OPENERS)
+    return "" if opens_a_quote else " "
 
 
 def _glue(suffix: str) -> str:

@@ -89,8 +89,8 @@ def demo_findings(found: list[Localization], effects: dict[str, UnitEffect]) -> 
         beyond = effect["percentile_accuracy"] < 5
         sentences.append(
             f"{entry.data}: without the units, accuracy on {effect['prompts']} held-out prompts goes from "
-            f"{_share(effect, 'before')} to {_share(effect, 'after')} and {effect['flipped']:.0%} of the answers flip, "
-            f" {'more than' if beyond else 'not beyond what'} random units of the same layers do "
+            f"{_share(effect, 'before')} to {_share(effect, 'after')} and {effect['flipped']:.0%} of the answers flip; "
+            f"{'more than' if beyond else 'not beyond what'} random units of the same layers do "
             f"({effect['control_accuracy']:.1%})."
         )
     return sentences

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,6 +28,8 @@ from kn_lens.sites import SiteName
 
 if TYPE_CHECKING:
     import pandas as pd
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +158,7 @@ def localize(model: Any, data: Relation | MinimalPairs, settings: LocalizeSettin
         selection=selection,
         test=test,
         found=search_groups(chosen, **search),
-        similarity={name: n_sample_similarity(scores.select(indices)) for name, indices in repeated.items()},
+        similarity={name: _similarity(scores, name, indices) for name, indices in repeated.items()},
         stability={
             name: stability(chosen.select(indices), seed=settings.seed, **search).mean_jaccard
             for name, indices in halves.items()
@@ -164,6 +167,15 @@ def localize(model: Any, data: Relation | MinimalPairs, settings: LocalizeSettin
         accuracy=float(answers(model, batch).correct.float().mean()),
         data_hash=data_hash(data),
     )
+
+
+def _similarity(scores: AttributionScores, group: str, indices: list[int]) -> float:
+    """R₁² of a group; NaN, and a log line, if a prompt of it has no direction (its probability underflows)."""
+    try:
+        return n_sample_similarity(scores.select(indices))
+    except SettingsError as error:
+        log.warning("no R₁² for %s: %s", group, error)
+        return float("nan")
 
 
 def group_prompts(model: Any, data: Relation | MinimalPairs, settings: LocalizeSettings) -> PromptBatch:

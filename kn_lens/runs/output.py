@@ -40,9 +40,12 @@ def check_output(out: Path, *, replace: bool = False) -> None:
         raise OutputError(f"{out} is a file; name a folder")
     if out.is_dir() and any(out.iterdir()) and not (replace and (out / MANIFEST).is_file()):
         raise OutputError(f"{out} is not empty; name a new folder, or empty this one")
-    parent = out.absolute().parent
+    out = out.resolve()
+    parent = out.parent
     while not parent.exists():
         parent = parent.parent
+    if not parent.is_dir():
+        raise OutputError(f"cannot write {out}: {parent} is a file")
     if not os.access(parent, os.W_OK) or (out.is_dir() and not os.access(out, os.W_OK)):
         raise OutputError(f"cannot write {out}: no permission in {parent}")
 
@@ -50,9 +53,10 @@ def check_output(out: Path, *, replace: bool = False) -> None:
 @contextmanager
 def output_folder(out: Path, manifest: dict[str, Any]) -> Iterator[OutputFolder]:
     """A folder to fill; it appears as ``out`` only when the block ends without an error."""
+    out = out.resolve()  # also where it is "." or a link
     try:
-        out.absolute().parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.absolute().parent))
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     except OSError as error:
         raise OutputError(f"cannot write {out}: {error.strerror or error}") from None
     try:
@@ -60,13 +64,22 @@ def output_folder(out: Path, manifest: dict[str, Any]) -> Iterator[OutputFolder]
         yield folder
         folder.write_json(MANIFEST, {**manifest, "files": folder.files()})
         partial.chmod(0o755)
-        if out.exists():
-            shutil.rmtree(out)
-        partial.rename(out)
+        _put_in_place(partial, out)
     except OSError as error:
         raise OutputError(f"cannot write {out}: {error.strerror or error}") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _put_in_place(partial: Path, out: Path) -> None:
+    """Rename the whole folder, or, where there is one already (a former run, an empty folder), its contents."""
+    if not out.exists():
+        partial.rename(out)
+        return
+    for old in out.iterdir():
+        shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
+    for new in sorted(partial.iterdir(), key=lambda path: path.name == MANIFEST):  # the manifest last
+        new.rename(out / new.name)
 
 
 class OutputFolder:

@@ -28,6 +28,7 @@ def test_only_layers_above_the_tolerance_are_refined() -> None:
 
     class Path:
         site = type("Site", (), {"n_layers": 3})()
+        probability = torch.ones(1)
 
         def __init__(self) -> None:
             self.asked: list[tuple[int, list[int]]] = []
@@ -37,12 +38,12 @@ def test_only_layers_above_the_tolerance_are_refined() -> None:
             self.asked.append((len(points), layers))
             assert np.allclose(points, quadrature("gauss_legendre", len(points))[0])
             delta = torch.tensor([[0.5 / len(points) if layer == 1 else 0.0 for layer in layers]])
-            return torch.full((1, len(layers), 4), float(len(points))), delta
+            return torch.full((1, len(layers), 4), len(points) / 1024), delta
 
     path = Path()
     scores, delta = integrate_adaptively(path, steps=4, tolerance=0.04)  # type: ignore[arg-type]
     assert path.asked == [(4, [0, 1, 2]), (8, [1]), (16, [1])]
-    assert scores[0, :, 0].tolist() == [4.0, 16.0, 4.0]
+    assert (1024 * scores[0, :, 0]).tolist() == [4.0, 16.0, 4.0]
     assert delta[0].tolist() == pytest.approx([0.0, 0.5 / 16, 0.0])
 
 
@@ -51,6 +52,7 @@ def test_refinement_ends() -> None:
 
     class Path:
         site = type("Site", (), {"n_layers": 1})()
+        probability = torch.ones(1)
         passes = 0
 
         def integrate(self, points: np.ndarray, weights: np.ndarray, layers) -> tuple[torch.Tensor, torch.Tensor]:
