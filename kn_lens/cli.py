@@ -129,7 +129,7 @@ def suppress(
     from kn_lens.editing.suppress import suppress as run
     from kn_lens.prompts.load import data_hash, load_data
     from kn_lens.runs.output import check_output
-    from kn_lens.runs.suppress import comparison, parse_units, read_localization, save_suppression, units_of
+    from kn_lens.runs.suppress import answers_table, parse_units, read_localization, save_suppression, units_of
 
     if (units is None) == (from_ is None):
         raise SettingsError("say which units: either --units 9:1094,… or --from a folder of kn-lens localize")
@@ -165,7 +165,7 @@ def suppress(
         seed=seed,
     )
     _show(effect.to_frame(), f"{name}: probabilities before and after, units × {factor:g}")
-    _show(comparison({name: effect}).T.reset_index().set_axis(["measure", "value"], axis=1), "Answers")
+    _show(answers_table(effect), "Answers, beside random units of the same layers")
     if out is not None:
         all_units = {name: units_of(chosen)}
         save_suppression(

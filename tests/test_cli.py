@@ -162,6 +162,14 @@ def test_mistakes_are_one_line(place: Path, localized: Path) -> None:
     assert "cannot read unit '9-3'" in refused("suppress", model, "--data", verbs, "--units", "9-3")
     assert "unit 9:3 is not in" in refused("suppress", model, "--data", verbs, "--units", "9:3")
     assert "holds no units for 'P36'" in refused("suppress", model, "--data", "P36", "--from", localized)
+    both = refused("suppress", model, "--data", "cities", "--from", localized, "--site", "head")
+    assert "leave them out" in both
+    (place / "again").mkdir()
+    (place / "again" / "verbs.jsonl").write_bytes(verbs.read_bytes())
+    twice = refused("localize", model, "--data", verbs, "--data", place / "again" / "verbs.jsonl")
+    assert "would both be written as 'verbs'" in twice
+    assert "is a folder" in refused("localize", model, "--data", place / "again")
+    assert "no data named" in refused("localize", model, "--data", "x" * 300)
     assert "holds no manifest.json" in refused("suppress", model, "--data", verbs, "--from", place)
     other = refused("suppress", place / "masked", "--data", verbs, "--from", localized)
     assert "localize in this model first" in other
@@ -175,6 +183,14 @@ def test_broken_data_is_named_by_file_and_line(place: Path) -> None:
     assert f"{broken}:1: field 'sentence_bad' is missing" in refused("localize", place / "causal", "--data", broken)
     broken.write_text("")
     assert f"{broken}: the file is empty" in refused("localize", place / "causal", "--data", broken)
+
+
+def test_an_empty_folder_is_filled(place: Path) -> None:
+    (place / "empty").mkdir()
+    arguments = ["--data", place / "verbs.jsonl", "--units", "0:3", "--controls", 2, "--out", place / "empty"]
+    assert run("suppress", place / "causal", *arguments).returncode == 0
+    assert (place / "empty" / "manifest.json").is_file()
+    assert "is not empty" in refused("suppress", place / "causal", *arguments)
 
 
 def test_a_failed_run_leaves_nothing_behind(place: Path) -> None:

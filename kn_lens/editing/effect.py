@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 BEFORE, AFTER, CONTROLS = 0, 1, slice(2, None)
-OWN_TARGET, OWN_FOIL = "⟨target⟩", "⟨foil⟩"
+OWN_TARGET, OWN_FOIL, OWN_RIVAL = "⟨target⟩", "⟨foil⟩", "⟨target after the other prefix⟩"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +125,8 @@ class UnitEffect(Result):
         own = [(OWN_TARGET, self.target[:, :2])]
         if not self.foil.isnan().any():
             own.append((OWN_FOIL, self.foil[:, :2]))
+        if not self.rival.isnan().any():
+            own.append((OWN_RIVAL, self.rival[:, :2]))
         rows = []
         for name, values in own + probes:
             compared = compare_before_after(values[:, BEFORE].numpy(), values[:, AFTER].numpy())
@@ -148,6 +150,8 @@ class UnitEffect(Result):
                 "target_after": self.target[:, AFTER],
                 "foil_before": self.foil[:, BEFORE],
                 "foil_after": self.foil[:, AFTER],
+                "rival_before": self.rival[:, BEFORE],
+                "rival_after": self.rival[:, AFTER],
                 "correct_before": self.correct[:, BEFORE],
                 "correct_after": self.correct[:, AFTER],
                 "flipped": self.flipped[:, AFTER],

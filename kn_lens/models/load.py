@@ -203,4 +203,11 @@ def _device(device: str | None) -> torch.device:
         raise SettingsError(f"Unknown device {device!r}: say 'cpu', 'cuda' or 'cuda:0'.") from error
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise SettingsError(f"Device {device!r} was asked for, but torch finds no CUDA GPU. Use device='cpu'.")
+    if chosen.type == "meta":
+        raise SettingsError("Device 'meta' holds no numbers: say 'cpu', 'cuda' or 'cuda:0'.")
+    try:
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise SettingsError(f"Device {device!r} cannot be used here ({reason}). Use device='cpu'.") from None
     return chosen

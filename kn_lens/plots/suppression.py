@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from kn_lens.editing.effect import AFTER, CONTROLS, OWN_FOIL, OWN_TARGET, UnitEffect
+from kn_lens.editing.effect import AFTER, CONTROLS, OWN_FOIL, OWN_RIVAL, OWN_TARGET, UnitEffect
 from kn_lens.plots.style import BLUE, GREY, INK, SIGNIFICANT, VERMILLION, styled
 
 if TYPE_CHECKING:
@@ -31,7 +31,9 @@ def probability_change(effect: UnitEffect, subtitle: str = "", *, paired: bool =
     kind = "paired" if paired else "independent"
     rows = frame.to_dict("records")
     for row in rows:
-        row["name"] = {OWN_TARGET: "own target", OWN_FOIL: "own foil"}.get(row["probe"], row["probe"])
+        row["name"] = {OWN_TARGET: "own target", OWN_FOIL: "own foil", OWN_RIVAL: "other prefix"}.get(
+            row["probe"], row["probe"]
+        )
     labels = [
         f"<span style='color:{SIGNIFICANT}'>{row['name']} *</span>" if row[f"{kind}_p"] < _LEVEL else row["name"]
         for row in rows

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from kn_lens.errors import DataError, near_matches
+from kn_lens.prompts.jsonl import read_jsonl
 from kn_lens.prompts.known_facts import read_known_facts
 from kn_lens.prompts.minimal_pairs import MinimalPairs, read_minimal_pairs
 from kn_lens.prompts.relations import Relation, read_pararel, read_relation
@@ -105,6 +106,10 @@ def _read_path(path: Path) -> Relation | MinimalPairs:
         return read_known_facts(path)
     if path.with_name(f"{path.stem}.templates.jsonl").is_file():
         return read_relation(path)
+    _, first = next(read_jsonl(path))
+    if "subject" in first and "sentence_good" not in first:
+        templates = path.with_name(f"{path.stem}.templates.jsonl")
+        raise DataError(f"{path} holds facts, and their templates are missing: write {templates}")
     return read_minimal_pairs(path)
 
 

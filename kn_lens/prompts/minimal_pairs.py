@@ -117,7 +117,8 @@ class MinimalPairs:
         if not masked and form is None and all(pair.form == "sentence" for pair in self.pairs):
             raise PromptError(
                 f"{self.name} has the form 'sentence' for {model_name(model)}, a causal model: "
-                f"{FORM_MEANING['sentence']}. kn.accuracy(model, pairs) scores it"
+                f"{FORM_MEANING['sentence']}. kn.accuracy(model, pairs) scores it; in files of your own, "
+                f"'one_prefix_method': true marks pairs that the text before the differing word decides"
             )
         asked: list[tuple[Prompt, str | None]] = []
         dropped: list[Dropped] = []

@@ -86,12 +86,12 @@ def demo_findings(found: list[Localization], effects: dict[str, UnitEffect]) -> 
     ]
     for entry in found:
         effect = effects[entry.data].summary()
+        before, after = _share(effect, "before"), _share(effect, "after")
         beyond = effect["percentile_accuracy"] < 5
         sentences.append(
             f"{entry.data}: without the units, accuracy on {effect['prompts']} held-out prompts goes from "
-            f"{_share(effect, 'before')} to {_share(effect, 'after')} and {effect['flipped']:.0%} of the answers flip; "
-            f"{'more than' if beyond else 'not beyond what'} random units of the same layers do "
-            f"({effect['control_accuracy']:.1%})."
+            f"{before} to {after}, and {effect['flipped']:.0%} of the answers flip; random units of the same layers "
+            f"leave {effect['control_accuracy']:.1%}: the drop is {'' if beyond else 'not '}beyond chance."
         )
     return sentences
 

@@ -94,6 +94,34 @@ def units_of(units: list[Unit] | Mapping[str, list[Unit]]) -> list[Unit]:
     return [unit for found in units.values() for unit in found] if isinstance(units, Mapping) else list(units)
 
 
+def answers_table(effect: UnitEffect) -> pd.DataFrame:
+    """Accuracy, flips and log-probability: before, after, with random units, and where the edit lies among those."""
+    import pandas as pd
+
+    summary = effect.summary()
+
+    def row(name: str, key: str, before: str, after: str, control: str, direction: str) -> dict[str, str]:
+        rank = summary.get(f"percentile_{key}")
+        among = "–" if rank is None else f"{rank:.0f} % of the draws lie below ({direction} is beyond chance)"
+        return {"measure": name, "before": before, "units": after, "random units": control, "among random draws": among}
+
+    def share(when: str) -> str:
+        low, high = summary[f"accuracy_{when}_low"], summary[f"accuracy_{when}_high"]
+        return f"{summary[f'accuracy_{when}']:.1%} [{low:.0%}, {high:.0%}]"
+
+    def control(key: str, form: str) -> str:
+        return format(summary[f"control_{key}"], form) if f"control_{key}" in summary else "–"
+
+    change = "log_probability_change"
+    return pd.DataFrame(
+        [
+            row("accuracy", "accuracy", share("before"), share("after"), control("accuracy", ".1%"), "0 %"),
+            row("answers flipped", "flipped", "–", f"{summary['flipped']:.1%}", control("flipped", ".1%"), "100 %"),
+            row("change of log p(target)", change, "–", f"{summary[change]:.3f}", control(change, ".3f"), "0 or 100 %"),
+        ]
+    ).rename(columns={"units": f"{summary['units']:.1f} units × {effect.factor:g}"})
+
+
 def comparison(effects: Mapping[str, UnitEffect]) -> pd.DataFrame:
     """One row per data set: accuracy before and after, flips, and the control."""
     import pandas as pd
