@@ -60,13 +60,13 @@ def probability_change(effect: UnitEffect, subtitle: str = "", *, paired: bool =
     ladder = [step * 10**power for power in range(9) for step in (1, 3)]
     ticks = [0, *[sign * value for value in ladder if _signed_log(value) <= reach for sign in (1, -1)]]
     figure.update_yaxes(
-        title="relative change, (after − before) / smaller of both",
+        title="relative change of probability",
         tickvals=[_signed_log(tick) for tick in ticks],
         ticktext=[f"{tick:+d}" if tick else "0" for tick in ticks],
     )
     figure.add_hline(y=0, line_color=INK, line_width=1)
     verb = "suppressed" if effect.factor == 0 else f"scaled by {effect.factor:g}"
-    note = f"* p < {_LEVEL:g}, {kind} t-test, not adjusted; {len(effect)} prompts"
+    note = f"(after − before) / smaller of both; * p < {_LEVEL:g}, {kind} t-test, not adjusted; {len(effect)} prompts"
     return styled(figure, f"Probability change when units are {verb}", f"{subtitle}<br>{note}" if subtitle else note)
 
 
