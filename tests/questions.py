@@ -21,7 +21,7 @@ _TEXTS = [  # prefix, what follows the blank, cue (two tokens in the first ones)
     ("The capital city of old France is", ", and they like it.", "old France"),
     ("The cat that the boys know", " near the old house.", "the boys"),
     ("These dogs", " and sleep.", "These dogs"),
-    ("The author of the new book about Rome", ".", "author"),
+    ("The author of the new book in Rome", ".", "author"),
     ("It was in the city of Cairo and of Tokyo that she", " the river.", "of Cairo"),
     ("The capital city of new Spain is", ", and they like it.", "new Spain"),
 ]

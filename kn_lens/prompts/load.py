@@ -5,24 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 
+from kn_lens.bundled import data_folder
 from kn_lens.errors import DataError, near_matches
-from kn_lens.prompts.jsonl import read_jsonl
+from kn_lens.prompts.jsonl import read_json, read_jsonl
 from kn_lens.prompts.known_facts import read_known_facts
 from kn_lens.prompts.minimal_pairs import MinimalPairs, read_minimal_pairs
-from kn_lens.prompts.relations import Relation, read_pararel, read_relation
+from kn_lens.prompts.prompt import MASK, Prompt
+from kn_lens.prompts.relations import Relation, read_relation, templates_path
 
 BLIMP_FOLDER = "KN_LENS_BLIMP"
 PARAREL_FOLDER = "KN_LENS_PARAREL"
 _BLIMP_ON_HUB = "nyu-mll/blimp"
-
-
-def data_folder() -> Path:
-    """Where the bundled data lies: inside an installed package, or beside it in a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    inside = package / "data"
-    return inside if inside.is_dir() else package.parent / "data"
 
 
 def bundled_names() -> list[str]:
@@ -95,7 +91,7 @@ def data_hash(data: Relation | MinimalPairs) -> str | None:
     if data.path is None:
         return None
     digest = hashlib.sha256(data.path.read_bytes())
-    templates = data.path.with_name(f"{data.path.stem}.templates.jsonl")
+    templates = templates_path(data.path)
     if isinstance(data, Relation) and templates.is_file():
         digest.update(templates.read_bytes())
     return digest.hexdigest()
@@ -104,12 +100,11 @@ def data_hash(data: Relation | MinimalPairs) -> str | None:
 def _read_path(path: Path) -> Relation | MinimalPairs:
     if path.suffix == ".json":
         return read_known_facts(path)
-    if path.with_name(f"{path.stem}.templates.jsonl").is_file():
+    if templates_path(path).is_file():
         return read_relation(path)
     _, first = next(read_jsonl(path))
     if "subject" in first and "sentence_good" not in first:
-        templates = path.with_name(f"{path.stem}.templates.jsonl")
-        raise DataError(f"{path} holds facts, and their templates are missing: write {templates}")
+        raise DataError(f"{path} holds facts, and their templates are missing: write {templates_path(path)}")
     return read_minimal_pairs(path)
 
 
@@ -158,3 +153,51 @@ def _load_pararel(relation: str) -> Relation:
     if not path.is_file():
         raise DataError(f"no data_all_allbags.json in {PARAREL_FOLDER}={folder}")
     return read_pararel(path, relation)
+
+
+def read_pararel(path: Path, name: str) -> Relation:
+    """One relation of ParaRel as Dai et al. store it: ``{relation: [[[prompt, answer, tag], …], …]}``.
+
+    Raises:
+        DataError: If the file is broken or holds no such relation.
+    """
+    bags = read_json(path)
+    if name not in bags:
+        raise DataError(f"{path} holds no relation {name!r}; it has {', '.join(sorted(bags))}")
+    facts: dict[str, tuple[Prompt, ...]] = {}
+    pairs: dict[str, tuple[str, str]] = {}
+    label = name
+    for number, bag in enumerate(bags[name]):
+        where = f"{path} {name}[{number}]"
+        try:
+            subject = _common_subject([entry[0] for entry in bag])
+            label = bag[0][2].split("(")[-1].rstrip(")")
+            fact = f"{subject or number} → {bag[0][1]}"
+            if fact in facts:
+                fact = f"{fact} ({number})"
+            facts[fact] = tuple(
+                Prompt.from_cloze(text, answer, group=fact, cue=_once(subject, text), source=where)
+                for text, answer, _ in bag
+            )
+            if subject:
+                pairs[fact] = subject, bag[0][1]
+        except (IndexError, TypeError, ValueError) as error:
+            raise DataError(f"{where}: not a bag of [prompt, answer, relation] ({error})") from None
+    return Relation(name=name, facts=facts, pairs=pairs, label=label, path=path)
+
+
+def _common_subject(texts: list[str]) -> str:
+    """The longest run of words, capitalised first, that all prompts of a bag share: their subject."""
+    words = [text.replace(MASK, "").replace("'s", " ").strip(" .,").split() for text in texts]
+    words = [[word.strip(".,") for word in entry] for entry in words]
+    first = words[0]
+    runs = [first[i:j] for i in range(len(first)) for j in range(len(first), i, -1)]
+    joined = [f" {' '.join(entry)} " for entry in words]
+    shared = [run for run in runs if all(f" {' '.join(run)} " in text for text in joined)]
+    named = [run for run in shared if run[0][:1].isupper() or run[0][:1].isdigit()] or shared
+    return " ".join(max(named, key=len, default=[]))
+
+
+def _once(subject: str, text: str) -> str | None:
+    found = re.findall(rf"(?<!\w){re.escape(subject)}(?!\w)", text) if subject else []
+    return subject if len(found) == 1 else None

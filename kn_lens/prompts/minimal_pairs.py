@@ -242,25 +242,33 @@ def read_minimal_pairs(path: Path, name: str | None = None, *, skip_identical: b
                 raise DataError(problem)
             log.warning("left out %s", problem)
             continue
-        form: PairForm = "sentence"
-        two_prefix = None
-        if row.get("one_prefix_method"):
-            form = "one_prefix"
-        elif row.get("two_prefix_method"):
-            two_prefix = _two_prefixes(row, good, bad, where)
-            form = "two_prefix" if two_prefix else "sentence"
-        pairs.append(
-            MinimalPair(
-                sentence_good=good,
-                sentence_bad=bad,
-                form=form,
-                two_prefix=two_prefix,
-                cue=_cue_of(row, good, where),
-                frame=row.get("frame") or _frame_of(row, where),
-                source=where,
-            )
-        )
+        pairs.append(pair_of_row(row, where))
     return MinimalPairs(name=name or path.stem, pairs=tuple(pairs), path=path)
+
+
+def pair_of_row(row: dict[str, Any], where: str) -> MinimalPair:
+    """A pair from its fields in BLiMP's format; ``where`` is named in what is raised.
+
+    Raises:
+        DataError: If a field is missing or contradicts the sentences.
+    """
+    good, bad = row["sentence_good"].strip(), row["sentence_bad"].strip()
+    form: PairForm = "sentence"
+    two_prefix = None
+    if row.get("one_prefix_method"):
+        form = "one_prefix"
+    elif row.get("two_prefix_method"):
+        two_prefix = _two_prefixes(row, good, bad, where)
+        form = "two_prefix" if two_prefix else "sentence"
+    return MinimalPair(
+        sentence_good=good,
+        sentence_bad=bad,
+        form=form,
+        two_prefix=two_prefix,
+        cue=_cue_of(row, good, where),
+        frame=row.get("frame") or _frame_of(row, where),
+        source=where,
+    )
 
 
 def _two_prefixes(row: dict[str, Any], good: str, bad: str, where: str) -> tuple[str, str, str] | None:

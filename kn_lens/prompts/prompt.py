@@ -42,6 +42,7 @@ class Prompt:
         foil_prefix: The second prefix of a ``two_prefix`` pair.
         form: See :data:`Form`.
         source: Where it came from, ``"file.jsonl:12"``.
+        template: The template it was made from, ``"The capital of {subject} is {object}."``.
     """
 
     prefix: str
@@ -54,6 +55,7 @@ class Prompt:
     foil_prefix: str | None = None
     form: Form = "cloze"
     source: str | None = None
+    template: str | None = None
 
     def __post_init__(self) -> None:
         if not self.target.strip():

@@ -67,6 +67,11 @@ class TokenResolver:
         self.prepend_bos = prepend_bos
         if self.masked and self.tokenizer.mask_token_id is None:
             raise PromptError(f"the tokenizer of {self.model_name} has no mask token")
+        unknown = self.tokenizer.unk_token_id
+        # GPT-2's stands for the end of a text, no word. The pad token says nothing: a word-level tokenizer that has
+        # none for padding is lent its unknown token when the model is loaded.
+        ends = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)
+        self.unknown = None if unknown in ends else unknown
 
     def resolve(self, prompt: Prompt, *, single_token: bool = False) -> ResolvedPrompt:
         """Token ids of one prompt; with ``single_token``, a target of several tokens is refused.
@@ -110,6 +115,23 @@ class TokenResolver:
                 ids.pop(0)
         return ids
 
+    def _known_ids(self, text: str) -> list[int]:
+        """:meth:`encode`, refusing text that holds a word the tokenizer does not know."""
+        ids = self.encode(text)
+        if self.unknown is None or self.unknown not in ids:
+            return ids
+        words: list[str] = []
+        if getattr(self.tokenizer, "is_fast", False):  # others cannot tell which characters a token stands for
+            encoded = self.tokenizer(text, return_offsets_mapping=True)
+            spans = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+            words = [text[low:high].strip() for token, (low, high) in spans if token == self.unknown]
+        named = ", ".join(repr(word) for word in dict.fromkeys(words) if word)
+        raise UnusablePrompt(
+            "word unknown to the model",
+            f"{text!r} holds {named or 'a word'}, unknown to {self.model_name}, whose tokenizer has no token for "
+            f"it; use words that it knows",
+        )
+
     def single_token(self, word: str) -> int:
         """The id of ``word`` as it stands within a sentence (with its leading space).
 
@@ -122,10 +144,10 @@ class TokenResolver:
         without = self.encode(f"{head}{tail}")
         count = len(with_word) - len(without)
         position = len(self.encode(head)) - (1 if self.masked else 0)
-        if count != 1 or with_word[position] == self.tokenizer.unk_token_id:
-            raise UnusablePrompt(
-                "word is not one token", f"{word!r} is {max(count, 0)} tokens for {self.model_name}, not one"
-            )
+        known = self.unknown is None or self.unknown not in with_word[position : position + max(count, 0)]
+        if count != 1 or not known:
+            found = f"{max(count, 0)} tokens for" if known else "unknown to"
+            raise UnusablePrompt("word is not one token", f"{word!r} is {found} {self.model_name}, not one token")
         return with_word[position]
 
     # -- causal ------------------------------------------------------------------------------------
@@ -171,7 +193,7 @@ class TokenResolver:
         )
 
     def _context_ids(self, prefix: str) -> list[int]:
-        context = self.encode(prefix)
+        context = self._known_ids(prefix)
         if not context:
             raise UnusablePrompt(
                 "nothing before the blank",
@@ -180,7 +202,7 @@ class TokenResolver:
         return context
 
     def _continuation(self, prompt: Prompt, prefix: str, context: list[int], word: str) -> list[int]:
-        joined = self.encode(prefix + _space_between(prefix, word) + word.strip())
+        joined = self._known_ids(prefix + _space_between(prefix, word) + word.strip())
         if joined[: len(context)] != context or len(joined) == len(context):
             raise UnusablePrompt(
                 "the answer merges with the prompt",
@@ -213,7 +235,7 @@ class TokenResolver:
         mask = self.tokenizer.mask_token
         before = head + (" " if head else "")
         text = before + mask + _glue(prompt.suffix)
-        ids = self.encode(text)
+        ids = self._known_ids(text)
         if ids.count(self.tokenizer.mask_token_id) != 1:
             raise UnusablePrompt("mask in the text", f"{text!r} does not hold exactly one mask token")
         position = ids.index(self.tokenizer.mask_token_id)
@@ -222,7 +244,7 @@ class TokenResolver:
         for role, word in words.items():
             filled = self.encode(before + word.strip() + _glue(prompt.suffix))
             answer = filled[position : len(filled) - (len(ids) - position - 1)]
-            known = self.tokenizer.unk_token_id not in answer
+            known = self.unknown is None or self.unknown not in answer
             if len(answer) != 1 or not known:
                 raise UnusablePrompt(
                     "target or foil is not one token" if known else "target or foil is unknown",

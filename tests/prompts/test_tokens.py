@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformer_lens import HookedTransformer
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizer, PreTrainedTokenizerFast
 
 import kn_lens as kn
 from kn_lens.errors import PromptError
@@ -260,6 +263,144 @@ def test_a_prompt_longer_than_the_context_is_refused(random_model, family):
     assert kn.PromptBatch.from_prompts(model, [fits]).lengths == [context]
     with pytest.raises(PromptError, match=rf"is {context + 1} tokens long; .* reads {context}"):
         kn.PromptBatch.from_prompts(model, [kn.Prompt(fits.prefix + " old", target="dogs")])
+
+
+def word_level(**names):
+    """A tokenizer of words that knows five of them."""
+    vocabulary = {word: index for index, word in enumerate(["[PAD]", "[UNK]", "[END]", *FEW_WORDS])}
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()  # type: ignore[assignment]
+    return PreTrainedTokenizerFast(tokenizer_object=core, **{"unk_token": "[UNK]", "pad_token": "[PAD]"} | names)
+
+
+FEW_WORDS = ["The", "dog", "dogs", "run", "big"]
+
+
+def load_word_model(folder, **names):
+    folder = save_random_model(folder, "gpt2")
+    for path in folder.glob("*token*.json"):
+        path.unlink()
+    word_level(**names).save_pretrained(folder)
+    return kn.load_model(str(folder), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def word_model(tmp_path_factory):
+    """A causal model with one token for each word it knows, and one for all others."""
+    return load_word_model(tmp_path_factory.mktemp("words"))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "named"),
+    [
+        (kn.Prompt("The zebra and Zoe", target="run"), "'The zebra and Zoe' holds 'zebra', 'and', 'Zoe', unknown to"),
+        (kn.Prompt("zebra zebra", target="run"), "'zebra zebra' holds 'zebra', unknown to"),
+        (kn.Prompt("The dogs", target="sing"), "'The dogs sing' holds 'sing', unknown to"),
+        (kn.Prompt("The dogs", target="Run"), "'The dogs Run' holds 'Run', unknown to"),
+        (kn.Prompt("The dogs", target="run", foil="sings"), "'The dogs sings' holds 'sings', unknown to"),
+        (kn.Prompt("The dogs", target="sing", foil="sings"), "'The dogs sing' holds 'sing', unknown to"),
+        (kn.Prompt("The dogs", target="run and run"), "'The dogs run and run' holds 'and', unknown to"),
+        (
+            kn.Prompt("The dogs", foil_prefix="The zebra", target="run", form="two_prefix"),
+            "'The zebra' holds 'zebra', unknown to",
+        ),
+    ],
+)
+def test_a_word_unknown_to_a_causal_model_is_refused(word_model, prompt, named):
+    """All unknown words share one token: an answer to it would say nothing about the word."""
+    with pytest.raises(UnusablePrompt) as refusal:
+        TokenResolver(word_model).resolve(prompt)
+    assert str(refusal.value).startswith(named)
+    assert "use words that it knows" in str(refusal.value)
+    assert refusal.value.reason == "word unknown to the model"
+
+
+def test_unknown_words_are_counted_and_known_ones_stay(word_model):
+    prompts = [kn.Prompt(f"The {word} dogs", target="run", source=f"a:{word}") for word in ("big", "old", "red")]
+    batch = kn.PromptBatch.from_prompts(word_model, prompts, on_unusable="drop")
+    assert [entry.ids for entry in batch.resolved] == [(3, 7, 5)]
+    assert batch.target_ids.tolist() == [6]
+    assert [(entry.reason, entry.source) for entry in batch.dropped] == [
+        ("word unknown to the model", "a:old"),
+        ("word unknown to the model", "a:red"),
+    ]
+    with pytest.raises(PromptError, match=r"'old', unknown to .*\(a:old\)$"):
+        kn.PromptBatch.from_prompts(word_model, prompts)
+    with pytest.raises(UnusablePrompt, match=r"'old' is unknown to .*, not one token"):
+        TokenResolver(word_model).single_token("old")
+    assert TokenResolver(word_model).single_token("big") == 7
+
+
+def test_a_word_unknown_to_a_masked_model_is_refused_on_either_side(random_model):
+    model = random_model("bert")
+    for prefix, suffix in [("The zebra of", " is."), ("The city of", " is a zebra.")]:
+        with pytest.raises(UnusablePrompt, match="holds 'zebra', unknown to") as refusal:
+            resolve(model, prefix, suffix=suffix, target="France")
+        assert refusal.value.reason == "word unknown to the model"
+    assert words(model, resolve(model, "The city of", suffix=" is.", target="France").target_ids) == ["France"]
+
+
+@pytest.mark.parametrize("role", ["bos_token", "eos_token"])
+def test_an_unknown_token_that_begins_or_ends_texts_refuses_nothing(word_model, role):
+    """GPT-2's marks the end of a text; what it stands for in a prompt is not a word the model lacks."""
+    twin = copy.copy(word_model)
+    twin.tokenizer = word_level(**{role: "[UNK]"})
+    assert TokenResolver(twin).resolve(kn.Prompt("The zebra dogs", target="run")).ids == (3, 1, 5)
+    twin.tokenizer = word_level(**{role: "[UNK]", "pad_token": "[UNK]"})
+    assert TokenResolver(twin).resolve(kn.Prompt("The zebra dogs", target="run")).ids == (3, 1, 5)
+    twin.tokenizer = word_level(eos_token="[END]")
+    with pytest.raises(UnusablePrompt, match="holds 'zebra'"):
+        TokenResolver(twin).resolve(kn.Prompt("The zebra", target="run"))
+
+
+def test_an_unknown_token_lent_for_padding_still_means_an_unknown_word(tmp_path):
+    """A tokenizer with neither pad nor end is given its unknown token for padding when the model is loaded."""
+    model = load_word_model(tmp_path, pad_token=None)
+    assert model.tokenizer.pad_token_id == model.tokenizer.unk_token_id == 1
+    assert model.tokenizer.eos_token is None
+    assert TokenResolver(model).resolve(kn.Prompt("The big dogs", target="run")).ids == (3, 7, 5)
+    for prompt in (kn.Prompt("The zebra", target="run"), kn.Prompt("The dogs", target="zebra")):
+        with pytest.raises(UnusablePrompt, match="holds 'zebra', unknown to") as refusal:
+            TokenResolver(model).resolve(prompt)
+        assert refusal.value.reason == "word unknown to the model"
+    with pytest.raises(UnusablePrompt, match="'zebra' is unknown to"):
+        TokenResolver(model).single_token("zebra")
+    prompts = [kn.Prompt("The", target="dog"), kn.Prompt("The big dogs", target="run")]
+    assert kn.PromptBatch.from_prompts(model, prompts).tokens.tolist() == [[3, 1, 1], [3, 7, 5]]  # and pads with it
+
+
+def test_an_end_of_text_in_a_prompt_is_no_unknown_word(random_model):
+    """Tokenizers without an unknown token (None), and GPT-2's own habit of naming its end mark as one."""
+    model = copy.copy(random_model("gpt2"))
+    expected = TokenResolver(model).resolve(kn.Prompt("<|endoftext|>The dogs", target="zebras"))
+    assert expected.ids[0] == model.tokenizer.eos_token_id
+    assert model.tokenizer.unk_token is None
+    model.tokenizer = build_tokenizer("gpt2")
+    model.tokenizer.unk_token = "<|endoftext|>"
+    assert model.tokenizer.unk_token_id == expected.ids[0]
+    assert TokenResolver(model).resolve(kn.Prompt("<|endoftext|>The dogs", target="zebras")) == expected
+
+
+def test_a_tokenizer_that_cannot_say_which_word(word_model):
+    class Slow(PreTrainedTokenizer):
+        """Written in Python: no offsets."""
+
+        vocab_size = property(lambda self: 3 + len(FEW_WORDS))  # type: ignore[assignment]
+
+        def get_vocab(self):
+            return word_level().get_vocab()
+
+        def _tokenize(self, text, **_):
+            return text.split()
+
+        def _convert_token_to_id(self, token):
+            return self.get_vocab().get(token, 1)
+
+    twin = copy.copy(word_model)
+    twin.tokenizer = Slow(unk_token="[UNK]", pad_token="[PAD]")
+    assert TokenResolver(twin).resolve(kn.Prompt("The dogs", target="run")).ids == (3, 5)
+    with pytest.raises(UnusablePrompt, match=r"^'The zebra' holds a word, unknown to"):
+        TokenResolver(twin).resolve(kn.Prompt("The zebra", target="run"))
 
 
 def test_batches_belong_to_one_kind_of_model(random_model):
