@@ -2,7 +2,7 @@
 
     import kn_lens as kn
 
-    model = kn.load_model("smollm2-135m")
+    model = kn.load_model("tiny-causal")  # or "smollm2-135m", "gpt2", a folder
     facts = kn.load_relation("P36")
     scores = kn.integrated_gradients(model, facts.prompts(model), site="mlp")
     found = kn.find_knowledge_neurons(scores)
@@ -36,6 +36,7 @@ _PUBLIC = {
     "prompts.load": ["load_data", "load_minimal_pairs", "load_relation"],
     "prompts.minimal_pairs": ["MinimalPair", "MinimalPairs"],
     "prompts.relations": ["Relation"],
+    "organisms.corpus": ["Corpus", "load_corpus"],
     "scoring": ["accuracy", "answers"],
     "attribution.integrated_gradients": ["integrated_gradients"],
     "attribution.gradient_times_activation": ["gradient_times_activation"],
@@ -46,6 +47,8 @@ _PUBLIC = {
     "localization.stability": ["split_half", "stability"],
     "editing.suppress": ["enhance", "suppress"],
     "editing.effect": ["UnitEffect"],
+    "editing.frequency_effect": ["FrequencyEffect", "frequency_effect"],
+    "frequency": ["PairCounts", "count_pairs", "load_counts"],
     "results": ["Result"],
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
@@ -59,6 +62,7 @@ if TYPE_CHECKING:
     from kn_lens.attribution.max_activation import max_activation
     from kn_lens.attribution.scores import AttributionScores
     from kn_lens.editing.effect import UnitEffect
+    from kn_lens.editing.frequency_effect import FrequencyEffect, frequency_effect
     from kn_lens.editing.suppress import enhance, suppress
     from kn_lens.errors import (
         DataError,
@@ -69,11 +73,13 @@ if TYPE_CHECKING:
         SettingsError,
         UnitsError,
     )
+    from kn_lens.frequency import PairCounts, count_pairs, load_counts
     from kn_lens.localization.measures import concentration, n_sample_similarity
     from kn_lens.localization.search import KnowledgeNeurons, find_knowledge_neurons, search_groups
     from kn_lens.localization.stability import split_half, stability
     from kn_lens.models.load import load_model
     from kn_lens.models.names import available_models
+    from kn_lens.organisms.corpus import Corpus, load_corpus
     from kn_lens.prompts.batch import PromptBatch
     from kn_lens.prompts.load import load_data, load_minimal_pairs, load_relation
     from kn_lens.prompts.minimal_pairs import MinimalPair, MinimalPairs

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from kn_lens.errors import KnLensError, SettingsError
-
-if TYPE_CHECKING:
-    import pandas as pd
+from kn_lens.runs.console import explain, report_dropped, show, written
 
 app = typer.Typer(
     name="kn-lens",
@@ -44,7 +42,7 @@ def models() -> None:
 
     from kn_lens.models.names import available_models
 
-    _show(pd.DataFrame([vars(entry) for entry in available_models()]), "Models")
+    show(pd.DataFrame([vars(entry) for entry in available_models()]), "Models")
     typer.echo("Also: a folder in Hugging Face format, a .gguf file, or any name that TransformerLens knows.")
 
 
@@ -97,14 +95,14 @@ def localize(
     loaded = _load(model, device, dtype)
     found = []
     for entry in sets:
-        _explain(entry, loaded)
+        explain(entry, loaded)
         found.append(run(loaded, entry, settings))
-        _report_dropped(entry.name, found[-1].scores.dropped)
-        _show(found[-1].groups_frame().drop(columns="data"), f"{entry.name}: units found, group by group")
-    _show(comparison(found), "How local? Means over groups and prompts")
+        report_dropped(entry.name, found[-1].scores.dropped)
+        show(found[-1].groups_frame().drop(columns="data"), f"{entry.name}: units found, group by group")
+    show(comparison(found), "How local? Means over groups and prompts")
     if out is not None:
         save_localization(out, found, settings, loaded.cfg.n_layers)
-        _written(out)
+        written(out)
 
 
 @app.command()
@@ -118,6 +116,11 @@ def suppress(
     positions: PositionsOption = "target",
     probe: Annotated[list[str] | None, typer.Option("--probe", help="A word to compare. Repeat for more.")] = None,
     controls: Annotated[int, typer.Option(min=0, help="Draws of random units of the same layers.")] = 100,
+    counts: Annotated[
+        str | None,
+        typer.Option("--counts", help="Compare with pair counts: organism, english, a .csv, or a text file."),
+    ] = None,
+    window: Annotated[int | None, typer.Option("--window", help="For a text: count within so many words, 1.")] = None,
     groups: Groups = 0,
     prompts: Prompts = 0,
     seed: Seed = 0,
@@ -126,15 +129,28 @@ def suppress(
     dtype: Dtype = "float32",
 ) -> None:
     """Switch units off (or up) and compare the answers, beside random units."""
+    from kn_lens.editing.frequency_effect import frequency_effect, load_counts_of
     from kn_lens.editing.suppress import suppress as run
+    from kn_lens.frequency import check_source
     from kn_lens.prompts.load import data_hash, load_data
     from kn_lens.runs.output import check_output
-    from kn_lens.runs.suppress import answers_table, parse_units, read_localization, save_suppression, units_of
+    from kn_lens.runs.suppress import (
+        answers_table,
+        frequency_table,
+        parse_units,
+        read_localization,
+        save_suppression,
+        units_of,
+    )
 
     if (units is None) == (from_ is None):
         raise SettingsError("say which units: either --units 9:1094,… or --from a folder of kn-lens localize")
     if from_ is not None and (site, positions, groups, prompts) != ("mlp", "target", 0, 0):
         raise SettingsError("--site, --positions, --groups and --prompts are those of the --from run; leave them out")
+    if counts is not None:
+        check_source(counts, window)
+    elif window is not None:
+        raise SettingsError("--window is of the pairs counted in a text; name the text by --counts")
     if out is not None:
         check_output(out)
     chosen: Any = parse_units(units) if units is not None else None
@@ -150,9 +166,10 @@ def suppress(
         entry = load_data(data)
         name, sha256 = entry.name, data_hash(entry)
         loaded = _load(model, device, dtype)
-        _explain(entry, loaded)
+        explain(entry, loaded)
         asked = entry.prompts(loaded, groups=groups or None, per_group=prompts or None, seed=seed)
-        _report_dropped(name, asked.dropped)
+        report_dropped(name, asked.dropped)
+    pair_counts = None if counts is None else load_counts_of(getattr(asked, "prompts", asked), counts, window)
     effect = run(
         loaded,
         asked,
@@ -164,19 +181,48 @@ def suppress(
         controls=controls,
         seed=seed,
     )
-    _show(effect.to_frame(), f"{name}: probabilities before and after, units × {factor:g}")
-    _show(answers_table(effect), "Answers, beside random units of the same layers")
+    show(effect.to_frame(), f"{name}: probabilities before and after, units × {factor:g}")
+    show(answers_table(effect), "Answers, beside random units of the same layers")
+    frequency = {}
+    if pair_counts is not None:
+        frequency[name] = frequency_effect(effect, pair_counts, seed=seed)
+        show(frequency_table(frequency[name]), f"Change of log p(target) against counts from {pair_counts.source}")
+        typer.echo(f"• {frequency[name].sentence()}")
     if out is not None:
-        all_units = {name: units_of(chosen)}
-        save_suppression(
-            out, {name: effect}, all_units, loaded.cfg.n_layers, data={name: sha256}, source=str(from_ or "")
-        )
-        _written(out)
+        all_units, layers = {name: units_of(chosen)}, loaded.cfg.n_layers
+        about = {"data": {name: sha256}, "source": str(from_ or "")}
+        save_suppression(out, {name: effect}, all_units, layers, frequency=frequency, **about)
+        written(out)
+
+
+@app.command()
+def count(
+    text: Annotated[Path, typer.Argument(metavar="TEXT", help="A text file in UTF-8, or gzipped.")],
+    data: Annotated[str, typer.Option("--data", help="Whose pairs of cue and target: a data set's name or path.")],
+    window: Annotated[int, typer.Option("--window", help="Count the second word among so many after the first.")] = 1,
+    out: Annotated[Path | None, typer.Option("--out", help="A .csv to write, for `suppress --counts`.")] = None,
+) -> None:
+    """Count the cue-target pairs of a data set in a text."""
+    from kn_lens.frequency import count_pairs
+    from kn_lens.prompts.load import load_data
+    from kn_lens.runs.count import check_table, coverage_sentence, pairs_to_count
+
+    if out is not None:
+        check_table(out)
+    pairs, without = pairs_to_count(load_data(data))
+    counts = count_pairs(text, pairs, window=window)
+    show(counts.to_frame().query("count > 0").nlargest(10, "count"), "The most frequent pairs")
+    typer.echo(coverage_sentence(counts, pairs, without))
+    if out is not None:
+        counts.write(out)
+        typer.echo(f"Written to {out}")
 
 
 @app.command()
 def demo(
-    model: Annotated[str, typer.Argument(metavar="[MODEL]", help="Which model to show it on.")] = "smollm2-135m",
+    models: Annotated[
+        list[str] | None, typer.Argument(metavar="[MODEL]...", help="Models to show it on; by default two organisms.")
+    ] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder for figures and tables; a former demo is replaced.")] = (
         Path("demo-out")
     ),
@@ -184,20 +230,22 @@ def demo(
     device: Device = None,
 ) -> None:
     """Facts beside grammar: localize and suppress both, and compare."""
-    from kn_lens.runs.demo import run_demo
-    from kn_lens.runs.output import check_output
+    from kn_lens.runs.demo import MODELS, PARTS, run_demo
+    from kn_lens.runs.output import check_output, slug
 
-    for part in ("localize", "suppress"):
-        check_output(out / part, replace=True)
-    loaded = _load(model, device, "float32")
-    tables, findings = run_demo(loaded, out, seed)
-    for title, table in tables.items():
-        _show(table, title)
-    for sentence in findings:
-        typer.echo(f"• {sentence}")
-    typer.echo("\nFigures (open in a browser):")
-    for figure in sorted(out.rglob("*.html")):
-        typer.echo(f"  {figure}")
+    chosen = {slug(name): name for name in models or MODELS}
+    for folder in chosen:
+        for part in PARTS:
+            check_output(out / folder / part, replace=True)
+    for folder, name in chosen.items():
+        shown = run_demo(_load(name, device, "float32"), out / folder, seed)
+        show(shown.table, f"{name}: facts beside agreement")
+        for sentence in shown.findings:
+            typer.echo(f"• {sentence}")
+        typer.echo(f"\nFigures of {name} (open in a browser):")
+        for figure in sorted((out / folder).rglob("*.html")):
+            typer.echo(f"  {figure}")
+        typer.echo("")
 
 
 def main() -> None:
@@ -232,15 +280,6 @@ def _range(text: str) -> tuple[int, int]:
     return int(low), int(high or low)
 
 
-def _explain(data: Any, model: Any) -> None:
-    """Tell in which form pairs are put to a causal model, where it is not the plain one."""
-    from kn_lens.models.kind import is_masked
-    from kn_lens.prompts.minimal_pairs import FORM_MEANING, MinimalPairs
-
-    if isinstance(data, MinimalPairs) and not is_masked(model) and data.form != "one_prefix":
-        typer.echo(f"{data.name} is of the form {data.form}: {FORM_MEANING[data.form]}.")
-
-
 def _same_model(former: dict[str, Any], model: Any) -> None:
     from kn_lens.models.hashing import weights_hash
 
@@ -249,39 +288,3 @@ def _same_model(former: dict[str, Any], model: Any) -> None:
             f"the units were found in {former['model']} with weights {former['weights_hash'][:12]}…, and this model's "
             f"weights are {weights_hash(model)[:12]}…: localize in this model first"
         )
-
-
-def _report_dropped(name: str, dropped: Any) -> None:
-    from kn_lens.prompts.prompt import count_reasons
-
-    if dropped:
-        reasons = ", ".join(f"{reason} ({count})" for reason, count in count_reasons(dropped).items())
-        typer.echo(f"{name}: left out {len(dropped)} prompts: {reasons}")
-
-
-def _written(out: Path) -> None:
-    typer.echo(f"\nWritten to {out}:")
-    for path in sorted(out.rglob("*")):
-        if path.is_file():
-            typer.echo(f"  {path.relative_to(out)}")
-
-
-def _show(table: pd.DataFrame, title: str) -> None:
-    """A table by rich; numbers to three significant digits."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    shown = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
-    for name in table.columns:
-        numeric = table[name].dtype.kind in "if"
-        shown.add_column(str(name), justify="right" if numeric else "left", overflow="fold")
-    for row in table.itertuples(index=False):
-        shown.add_row(*[_cell(value) for value in row])
-    Console(width=None if sys.stdout.isatty() else 160).print(shown)
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return "–" if value != value else f"{value:.3g}"
-    return "–" if value is None else str(value)

@@ -13,6 +13,8 @@ import pytest
 
 from kn_lens.attribution.scores import AttributionScores
 from kn_lens.editing.effect import UnitEffect
+from kn_lens.editing.frequency_effect import FrequencyEffect, frequency_effect
+from kn_lens.frequency import read_counts
 from tests.helpers import save_random_model
 
 PAIRS = [
@@ -151,7 +153,7 @@ def test_suppress_takes_units_by_hand_on_a_masked_model(place: Path) -> None:
 def test_mistakes_are_one_line(place: Path, localized: Path) -> None:
     model, verbs = place / "causal", place / "verbs.jsonl"
     assert "Did you mean 'smollm2-135m'" in refused("localize", "smolm2-135m", "--data", verbs)
-    assert "Did you mean 'P37' or 'P36'?" in refused("localize", model, "--data", "P63")
+    assert "Did you mean 'anaphor_gender_agreement'" in refused("localize", model, "--data", "anaphor_gender_agrement")
     assert "steps is 1" in refused("localize", model, "--data", verbs, "--steps", 1)
     assert "no site 'mpl'. Did you mean 'mlp'" in refused("localize", model, "--data", verbs, "--site", "mpl")
     assert "threshold is 1.5" in refused("localize", model, "--data", verbs, "--threshold", 1.5)
@@ -225,3 +227,69 @@ def test_two_prefix_pairs_say_what_they_are(place: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "of the form two_prefix" in done.stdout
     assert "p(word | good prefix) with p(word | bad prefix)" in " ".join(done.stdout.split())
+
+
+CORPUS = """The boy sleeps. The boys sleep and the boys sleep. The girl, she sings; the girl sings
+The boys sleep. The girls often sing.
+"""
+
+
+def test_count_writes_the_pairs_of_a_data_set(place: Path) -> None:
+    (place / "corpus.txt").write_text(CORPUS)
+    out = place / "counts.csv"
+    done = run("count", place / "corpus.txt", "--data", place / "verbs.jsonl", "--window", 2, "--out", out)
+    assert done.returncode == 0, done.stderr
+    counts = {("boy", "sleeps"): 1, ("boys", "sleep"): 3, ("girl", "sings"): 2, ("girls", "sing"): 1}
+    assert dict(read_counts(out).counts) == counts
+    said = " ".join(done.stdout.split())
+    assert "24 words; 4 of 4 pairs occur, 7 times in all, within 2 words." in said
+    near = run("count", place / "corpus.txt", "--data", place / "verbs.jsonl")
+    assert "3 of 4 pairs occur, 5 times in all, within 1 word. Not seen: girls sing." in " ".join(near.stdout.split())
+    arguments = ["count", place / "corpus.txt", "--data", place / "verbs.jsonl"]
+    assert "is there already" in refused(*arguments, "--out", out)
+    assert "there is no folder" in refused(*arguments, "--out", place / "none" / "counts.csv")
+    assert "window is 0" in refused(*arguments, "--window", 0)
+    (place / "corpus.bin").write_bytes(b"one\n\0")
+    assert "corpus.bin:2: a zero byte" in refused("count", place / "corpus.bin", "--data", place / "verbs.jsonl")
+
+
+def test_suppress_relates_its_effect_to_frequency(place: Path) -> None:
+    (place / "corpus.txt").write_text(CORPUS)
+    out = place / "frequency"
+    arguments = ["suppress", place / "causal", "--data", place / "verbs.jsonl", "--units", "0:3,1:5", "--controls", 3]
+    done = run(*arguments, "--counts", place / "corpus.txt", "--window", 2, "--out", out)
+    assert done.returncode == 0, done.stderr
+    result = FrequencyEffect.load(out / "frequency-effect-verbs")
+    counts = dict(zip(zip(result.first, result.second, strict=True), result.counts.tolist(), strict=True))
+    assert counts == {("boy", "sleeps"): 1, ("boys", "sleep"): 3, ("girl", "sings"): 2, ("girls", "sing"): 1}
+    effect = UnitEffect.load(out / "effect-verbs")
+    change = (effect.target[:, 1].double().log() - effect.target[:, 0].double().log()).tolist()
+    by_pair = dict(zip([str(prompt.target) for prompt in effect.prompts], change, strict=True))
+    assert result.change.tolist() == pytest.approx([by_pair[word] for word in result.second])
+    manifest = json.loads((out / "manifest.json").read_text())["frequency"]["verbs"]
+    assert manifest["finding"] == result.sentence()
+    assert manifest["counts"]["window"] == 2
+    assert len(manifest["counts"]["sha256"]) == 64
+    assert " ".join(result.sentence().split()) in " ".join(done.stdout.split())
+    assert pd.read_csv(out / "frequency-verbs.csv")["count"].tolist() == result.counts.tolist()
+    assert "Effect of the edit against the frequency" in (out / "figures" / "frequency-verbs.html").read_text()
+    again = frequency_effect(effect, read_counts_of(place), seed=0)
+    assert again.summary()["rho"] == result.summary()["rho"]
+
+
+def read_counts_of(place: Path):
+    path = place / "table.csv"
+    path.write_text("first,second,count\nboy,sleeps,1\nboys,sleep,3\ngirl,sings,2\ngirls,sing,1\n")
+    return read_counts(path)
+
+
+def test_counts_that_do_not_do_are_refused_before_the_edit(place: Path) -> None:
+    (place / "corpus.txt").write_text(CORPUS)
+    arguments = ["suppress", place / "causal", "--data", place / "verbs.jsonl", "--units", "0:3"]
+    assert "Did you mean 'english'?" in refused(*arguments, "--counts", "englisch")
+    assert "name the text by --counts" in refused(*arguments, "--window", 2)
+    assert "leave the window out" in refused(*arguments, "--counts", "english", "--window", 2)
+    few = refused(*arguments, "--counts", place / "corpus.txt")
+    assert "holds 3 of the 4 pairs of cue and target, not 'girls sing'; 4 are needed" in few
+    (place / "bad.csv").write_text("first,second,count\nboy,sleeps,many\n")
+    assert "bad.csv:2: count is 'many'" in refused(*arguments, "--counts", place / "bad.csv")

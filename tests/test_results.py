@@ -32,12 +32,27 @@ def results(random_model):
         kn.Prompt("The boy knows “these”", foil_prefix="The", target="dogs", form="two_prefix", group="these → dogs"),
     ]
     batch = likely_batch(model)
+    verbs = [
+        kn.Prompt(f"The {cue} near the house", target=target, cue=cue)
+        for cue, target in (("boy", "sleeps"), ("boys", "sleep"), ("girl", "sings"), ("girls", "sing"), ("cat", "runs"))
+    ]
+    counts = kn.PairCounts(
+        counts={("boy", "sleeps"): 3, ("boys", "sleep"): 1, ("girl", "sings"): 12, ("girls", "sing"): 4},
+        source="a corpus",
+        window=None,
+        sha256="0",
+        tokens=None,
+        closed=False,
+    )
     scores = dataclasses.replace(kn.integrated_gradients(model, batch, steps=2, progress=False), dropped=DROPPED)
     return {
         "AttributionScores": scores,
         "KnowledgeNeurons": kn.find_knowledge_neurons(scores, count=(1, 3)),
         "UnitEffect": dataclasses.replace(
             kn.suppress(model, pairs, [(0, 1), (2, 3)], controls=2, progress=False), dropped=DROPPED
+        ),
+        "FrequencyEffect": kn.frequency_effect(
+            kn.suppress(model, verbs, [(0, 1), (2, 3)], controls=2, progress=False), counts, draws=20
         ),
     }
 
@@ -49,13 +64,13 @@ def same(left, right):
 
 
 def test_every_class_is_tried(results):
-    for module in ("attribution.scores", "editing.effect", "localization.search"):
+    for module in ("attribution.scores", "editing.effect", "editing.frequency_effect", "localization.search"):
         __import__(f"kn_lens.{module}")
     own = {name for name, kind in Result._kinds.items() if kind.__module__.startswith("kn_lens.")}
     assert own == set(results)
 
 
-@pytest.mark.parametrize("name", ["AttributionScores", "KnowledgeNeurons", "UnitEffect"])
+@pytest.mark.parametrize("name", ["AttributionScores", "FrequencyEffect", "KnowledgeNeurons", "UnitEffect"])
 def test_saved_and_loaded_is_the_same(results, tmp_path, name):
     result = results[name]
     folder = result.save(tmp_path / "new" / "folder")

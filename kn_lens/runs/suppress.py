@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from kn_lens.attribution.scores import AttributionScores
 from kn_lens.editing.effect import UnitEffect
+from kn_lens.editing.frequency_effect import FrequencyEffect
 from kn_lens.errors import OutputError, UnitsError, near_matches
-from kn_lens.plots import control_distribution, layers_of_units, probability_change
+from kn_lens.plots import control_distribution, frequency_scatter, layers_of_units, probability_change
 from kn_lens.prompts.prompt import Prompt, count_reasons
 from kn_lens.runs.output import output_folder, read_manifest, slug
 from kn_lens.sites import Unit
@@ -122,6 +123,24 @@ def answers_table(effect: UnitEffect) -> pd.DataFrame:
     ).rename(columns={"units": f"{summary['units']:.1f} units × {effect.factor:g}"})
 
 
+def frequency_table(result: FrequencyEffect) -> pd.DataFrame:
+    """Spearman's ρ of change and count over the pairs seen, within each word, and with unseen pairs as count 0."""
+    import pandas as pd
+
+    kinds = {
+        "pairs seen": result.overall,
+        "pairs seen, within each word": result.within,
+        "unseen pairs as count 0": result.with_unseen,
+    }
+    return pd.DataFrame(
+        [
+            {"over": name, "n": found.n, "ρ": found.rho, "low": found.low, "high": found.high, "p": found.p}
+            | {"|ρ| found with 80 % power": found.detectable}
+            for name, found in kinds.items()
+        ]
+    )
+
+
 def comparison(effects: Mapping[str, UnitEffect]) -> pd.DataFrame:
     """One row per data set: accuracy before and after, flips, and the control."""
     import pandas as pd
@@ -130,7 +149,13 @@ def comparison(effects: Mapping[str, UnitEffect]) -> pd.DataFrame:
 
 
 def save_suppression(
-    out: Path, effects: Mapping[str, UnitEffect], units: Mapping[str, list[Unit]], n_layers: int, **extra: Any
+    out: Path,
+    effects: Mapping[str, UnitEffect],
+    units: Mapping[str, list[Unit]],
+    n_layers: int,
+    *,
+    frequency: Mapping[str, FrequencyEffect] | None = None,
+    **extra: Any,
 ) -> None:
     """Write a run: manifest, tables, tensors and figures.
 
@@ -139,6 +164,7 @@ def save_suppression(
         effects: Effects by data set.
         units: The units scaled, by data set.
         n_layers: Layers of the model.
+        frequency: By data set, the effects against frequency, where counts were given.
         **extra: For the manifest.
     """
     first = next(iter(effects.values()))
@@ -150,6 +176,9 @@ def save_suppression(
         "dropped": {name: count_reasons(effect.dropped) for name, effect in effects.items()},
         **extra,
     }
+    for name, result in (frequency or {}).items():
+        about = {"source": result.source, **result.settings["counts"]}
+        manifest.setdefault("frequency", {})[name] = {"counts": about, "finding": result.sentence()}
     with output_folder(out, manifest) as folder:
         folder.write_table("summary", comparison(effects))
         for name, effect in effects.items():
@@ -160,4 +189,9 @@ def save_suppression(
             effect.save(folder.path / f"effect{suffix}")
             folder.write_figure(f"probability-change{suffix}", probability_change(effect, subtitle))
             folder.write_figure(f"controls{suffix}", control_distribution(effect, subtitle))
+            if frequency and name in frequency:
+                result = frequency[name]
+                folder.write_table(f"frequency{suffix}", result.to_frame())
+                result.save(folder.path / f"frequency-effect{suffix}")
+                folder.write_figure(f"frequency{suffix}", frequency_scatter(result, subtitle))
         folder.write_figure("layers", layers_of_units(units, n_layers, first.provenance["model"]))

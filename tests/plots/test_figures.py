@@ -10,6 +10,7 @@ import torch
 
 import kn_lens as kn
 from kn_lens.editing.effect import UnitEffect
+from kn_lens.editing.frequency_effect import FrequencyEffect
 from kn_lens.localization.measures import concentration
 
 N = 12
@@ -101,3 +102,60 @@ def test_measures_table_holds_every_cell() -> None:
     table = pd.DataFrame({"data": ["P36", "verbs"], "|KN|": [3.5, 2.25], "groups": [6, 5]})
     cells = kn.plots.measures_table(table).to_dict()["data"][0]["cells"]["values"]
     assert [list(column) for column in cells] == [["P36", "verbs"], ["3.5", "2.25"], [6, 5]]
+
+
+def frequency(counts: list[int], first: list[str]) -> FrequencyEffect:
+    n = len(counts)
+    return FrequencyEffect(
+        first=tuple(first),
+        second=tuple(f"noun{index}" for index in range(n)),
+        counts=torch.tensor(counts),
+        changes=torch.arange(n, dtype=torch.float64)[:, None] / 10,
+        prompts=torch.full((n,), 2),
+        factor=0.0,
+        source="/some/where/corpus.txt",
+        settings={"seed": 0, "draws": 50, "confidence": 0.95, "counts": {}, "edit": {}},
+        provenance={},
+    )
+
+
+def test_frequency_scatter_shows_every_pair_and_sets_the_unseen_apart() -> None:
+    result = frequency([10, 0, 100, 1000, 5, 0], ["this", "this", "these", "these", "these", "this"])
+    figure = kn.plots.frequency_scatter(result, "model").to_dict()
+    points = {}
+    for trace in figure["data"]:
+        if trace["mode"] == "markers":
+            for x, y, text in zip(trace["x"], trace["y"], trace["hovertext"], strict=True):
+                points[round(y * 10)] = (x, trace["marker"]["symbol"], trace["marker"]["color"], text)
+    assert sorted(points) == [0, 1, 2, 3, 4, 5]
+    assert [points[index][0] for index in (0, 2, 3, 4)] == [10, 100, 1000, 5]
+    assert all(points[index][0] < 5 and points[index][1] == "circle-open" for index in (1, 5))
+    assert points[0][2] == points[1][2] == points[5][2] != points[2][2] == points[4][2]
+    assert "<b>these noun3</b><br>count 1,000<br>change of log p +0.3 nats (2 prompts)" in points[3][3]
+    means = {trace["hovertext"]: trace["y"][0] for trace in figure["data"] if trace["mode"] == "lines"}
+    assert means == {
+        "mean of the 2 unseen pairs: +0.3 nats": pytest.approx(0.3),
+        "mean of the 2 rare pairs: +0.2 nats": pytest.approx(0.2),
+        "mean of the 2 frequent pairs: +0.25 nats": pytest.approx(0.25),
+    }
+    assert figure["layout"]["xaxis"]["type"] == "log"
+    assert "corpus.txt" in figure["layout"]["xaxis"]["title"]["text"]
+    assert "/some/where" not in str(figure["layout"])
+    title = figure["layout"]["title"]["text"]
+    assert "ρ = −0.20 [" in title  # ranks 2 3 4 1 and 1 2 3 4: 1 − 6 · 12 / 60
+    assert "n = 4 pairs seen (2 unseen), 12 prompts" in title
+    assert [note["text"] for note in figure["layout"]["annotations"]] == ["count 0"]
+
+
+def test_frequency_scatter_says_what_a_table_lacks_and_greys_the_eighth_word() -> None:
+    result = frequency([-1, 1, 2, 3, 4, 5, 6, 7, 8, 9], list("aabcdefghi"))
+    figure = kn.plots.frequency_scatter(result).to_dict()
+    assert [note["text"] for note in figure["layout"]["annotations"]] == ["not in the table"]
+    shown = [trace for trace in figure["data"] if trace["mode"] == "markers" and trace["showlegend"]]
+    assert [trace["name"] for trace in shown] == [f"{w} ({2 if w == 'a' else 1})" for w in "abcdefg"] + [
+        "2 other words (2)"
+    ]
+    assert len({trace["marker"]["color"] for trace in shown}) == 8
+    assert any("not in the table" in text for trace in figure["data"] for text in trace["hovertext"])
+    everywhere = kn.plots.frequency_scatter(frequency([1, 2, 3, 4], list("abab"))).to_dict()
+    assert not everywhere["layout"].get("annotations")
