@@ -17,15 +17,17 @@ $(shell rm -f $(STAMP))
 endif
 endif
 
-.PHONY: help install demo test lint bench lock clean
+.PHONY: help install demo test lint bench data organisms lock clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make install   make .venv from requirements.lock (PYTHON=python3.12 to choose an interpreter)'
-	@echo 'make demo      run the demonstration into demo-out/ (MODEL=name to choose a model)'
+	@echo 'make demo      run the demonstration into demo-out/ (MODEL=name to choose another model)'
 	@echo 'make test      lint, then run the tests'
 	@echo 'make lint      ruff and the type checker'
 	@echo 'make bench     time attribution against the textbook loop; compare rules of integration'
+	@echo 'make data      write the minimal pairs and the organisms'"'"' training text anew, and check all data'
+	@echo 'make organisms write that text and train the organisms anew (half an hour)'
 	@echo 'make lock      resolve pyproject.toml into requirements.lock anew'
 	@echo 'make clean     remove .venv, caches and demo-out/'
 
@@ -54,6 +56,14 @@ lint: install
 bench: install
 	$(RUN) benchmarks/attribution.py
 	$(RUN) benchmarks/quadrature.py
+
+data: install
+	$(RUN) -m kn_lens.organisms.minimal_pairs
+	$(RUN) -m kn_lens.organisms.build --corpora
+	$(RUN) -m kn_lens.prompts.check data
+
+organisms: install
+	$(RUN) -m kn_lens.organisms.build
 
 # The CUDA packages that some builds of torch need are left to torch's own metadata, so that one lock serves all builds.
 lock:

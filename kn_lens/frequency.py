@@ -222,14 +222,14 @@ def english_bigrams(pairs: Iterable[Pair]) -> PairCounts:
 
 
 def load_counts(
-    source: str | Path, pairs: Iterable[Pair], window: int | None = None, *, progress: bool = True
+    source: str | Path, pairs: Iterable[Pair] = (), window: int | None = None, *, progress: bool = True
 ) -> PairCounts:
     """Counts by the name of their source.
 
     Args:
         source: The corpus of a bundled model (``"organism"``, ``"organism-narrow"``), ``"english"``, a table
             (``.csv``, see :func:`read_counts`), or a text file (see :func:`count_pairs`).
-        pairs: The pairs to count, where the source must be searched for them.
+        pairs: The pairs to count, where the source must be searched for them: in English and in a text.
         window: For a text: 1 by default. A table has its own.
         progress: Show a progress bar.
 

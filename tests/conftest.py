@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 
@@ -20,6 +22,14 @@ def smollm2():
         if "Cannot fetch" in str(error):
             pytest.skip(str(error))
         raise
+
+
+@pytest.fixture(scope="session")
+def organism():
+    """``organism(name)``: a bundled organism on the CPU, loaded once; tests must leave it as they found it."""
+    from kn_lens.models.load import load_model
+
+    return functools.cache(lambda name: load_model(name, device="cpu"))
 
 
 @pytest.fixture(scope="session")

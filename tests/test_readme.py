@@ -12,11 +12,10 @@ README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding=
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
-def test_the_first_example(smollm2: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr("kn_lens.models.load.load_model", lambda name: {"smollm2-135m": smollm2}[name])
+def test_the_first_example() -> None:
     names: dict[str, Any] = {}
     exec(BLOCKS[0], names)
-    assert names["scores"].values.shape == (len(names["prompts"]), 30, 1536)
+    assert names["scores"].values.shape == (len(names["prompts"]), 4, 512)
     assert len(names["prompts"].groups) == 1
     assert sorted(names["search"] + names["test"]) == list(range(len(names["prompts"])))
     assert len(names["found"].units) >= 1
@@ -24,6 +23,11 @@ def test_the_first_example(smollm2: Any, monkeypatch: Any) -> None:
     assert summary["prompts"] == len(names["test"])
     assert summary["log_probability_change"] < 0
     assert len(names["effect"].to_frame()) > 1
+
+
+def test_frequency(capsys: Any) -> None:
+    exec(BLOCKS[2], {"kn": kn})
+    assert "Spearman's ρ = " in capsys.readouterr().out
 
 
 def test_prompts_of_your_own() -> None:

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from kn_lens.statistics import benjamini_hochberg, compare_before_after, percentile_among, wilson_interval
+from kn_lens.statistics import (
+    benjamini_hochberg,
+    compare_before_after,
+    paired_difference,
+    percentile_among,
+    wilson_interval,
+)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -90,3 +96,23 @@ def test_wilson_of_nothing():
 def test_percentiles_count_ties_half():
     controls = np.array([1.0, 2.0, 2.0, 3.0])
     assert [percentile_among(value, controls) for value in (0, 1, 2, 2.5, 9)] == [0, 12.5, 50, 75, 100]
+
+
+def test_paired_difference_is_scipys() -> None:
+    generator = np.random.default_rng(5)
+    first, second = generator.normal(1.0, 2.0, 30), generator.normal(0.2, 1.0, 30)
+    found = paired_difference(first, second)
+    test = stats.ttest_rel(first, second)
+    interval = test.confidence_interval(0.95)
+    assert found.difference == pytest.approx(first.mean() - second.mean())
+    assert found.p == pytest.approx(test.pvalue)
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+
+
+def test_paired_difference_without_spread_or_with_one_pair() -> None:
+    ones, twos = np.ones(4), np.full(4, 2.0)
+    assert vars(paired_difference(ones, ones)) == {"difference": 0.0, "low": 0.0, "high": 0.0, "p": 1.0}
+    assert vars(paired_difference(twos, ones)) == {"difference": 1.0, "low": 1.0, "high": 1.0, "p": 0.0}
+    single = paired_difference(twos[:1], ones[:1])
+    assert single.difference == 1.0
+    assert np.isnan([single.low, single.high, single.p]).all()

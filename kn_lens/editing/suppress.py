@@ -200,7 +200,9 @@ class _Runner:
         for slot, index in enumerate(chunk):
             for column, units in enumerate(self.columns[index]):
                 for layer, unit in units:
-                    factors.setdefault(layer, torch.ones(shape))[slot, column, unit] = self.factor
+                    if layer not in factors:  # a large tensor: made once
+                        factors[layer] = torch.ones(shape)
+                    factors[layer][slot, column, unit] = self.factor
         hooks = [(self.site.hook(layer), scale_columns(factor, local)) for layer, factor in factors.items()]
         return list(factors), hooks
 

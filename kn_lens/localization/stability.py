@@ -11,16 +11,17 @@ import torch
 from kn_lens.attribution.scores import AttributionScores
 from kn_lens.errors import SettingsError
 from kn_lens.localization.search import find_knowledge_neurons
+from kn_lens.prompts.batch import PromptBatch
 
 
-def split_half(scores: AttributionScores, seed: int = 0) -> tuple[list[int], list[int]]:
+def split_half(prompts: AttributionScores | PromptBatch, seed: int = 0) -> tuple[list[int], list[int]]:
     """Indices of two halves of the prompts, group by group: units are found on one and tested on the other.
 
     A group of one prompt goes to the first half; an odd one out too.
     """
     first: list[int] = []
     second: list[int] = []
-    for name, indices in scores.groups.items():
+    for name, indices in prompts.groups.items():
         shuffled = list(indices)
         random.Random(f"{seed}:{name}").shuffle(shuffled)
         middle = (len(shuffled) + 1) // 2

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from kn_lens.bundled import data_folder
 from kn_lens.errors import ModelError, near_matches
 from kn_lens.models import smollm2
 
@@ -38,8 +39,32 @@ class KnownModel:
     here: Callable[[], bool]
 
 
+def _organism(name: str, kind: Literal["causal", "masked"], about: str) -> KnownModel:
+    """A bundled model whose training text ships with it."""
+
+    def folder() -> Path:
+        found = data_folder() / "organisms" / name
+        if not (found / "config.json").is_file():
+            raise ModelError(f"The bundled model {name!r} is missing from {found}: install kn_lens anew.")
+        return found
+
+    return KnownModel(
+        kind=kind,
+        source="bundled (CC0)",
+        size_mb=2,
+        about=about,
+        folder=folder,
+        here=lambda: (data_folder() / "organisms" / name / "config.json").is_file(),
+    )
+
+
 # A bundled model is added here: its folder() returns where its files lie.
 KNOWN: dict[str, KnownModel] = {
+    "tiny-causal": _organism("tiny-causal", "causal", "4 layers of 512 neurons; facts and agreement, text included"),
+    "tiny-masked": _organism("tiny-masked", "masked", "4 layers of 512 neurons; facts and agreement, text included"),
+    "tiny-causal-narrow": _organism(
+        "tiny-causal-narrow", "causal", "tiny-causal's facts in two wordings only: recalls, does not generalize"
+    ),
     smollm2.NAME: KnownModel(
         kind="causal",
         source=f"PyPI, {smollm2.REQUIREMENT} (Apache-2.0)",

@@ -150,6 +150,25 @@ def possessive_sentence(antecedent: str, rng: random.Random) -> str:
     return f"{_opened(subject, rng)} {verb} {words['possessives'][gender]} {owned} {rng.choice(words['adverbials'])}."
 
 
+def quantified_sentence(noun: str, rng: random.Random) -> str:
+    """A sentence that shows a noun's number by a quantifier: "Anna wanted two keys near the river."
+
+    Args:
+        noun: A form that the determiner-noun paradigms hold.
+        rng: Draws the rest.
+
+    Raises:
+        SettingsError: If they do not hold it.
+    """
+    words = lexicon()
+    nouns = {form for forms in [*words["things"].items(), *_joined(words["irregular"]).items()] for form in forms}
+    if noun not in nouns:
+        raise SettingsError(f"no noun {noun!r}.{near_matches(noun, nouns)}")
+    name = rng.choice(words["names"][rng.choice(_GENDERS)])
+    quantifier = rng.choice(words["quantifiers"][_other_forms()[noun][0]])
+    return f"{_opened(name, rng)} {_verb('with_noun', rng)} {quantifier} {noun} {rng.choice(words['adverbials'])}."
+
+
 @functools.cache
 def _pairs(paradigm: str) -> dict[Pair, None]:
     """The pairs as keys: in order, and quick to look up."""

@@ -1,39 +1,65 @@
-"""The paper's first question in one go: are facts more local than grammar, and does switching units off matter?"""
+"""The paper's first questions in one go, on one model: E1, E3 and E4 of Niu et al. (2024), of an organism E1 to E5.
+
+Are facts more local than grammar (E1), where do their units lie (E3), does switching them off change the answers
+(E4)? What does losing the number units do to each word (E2), and does that follow frequency (E5)?
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kn_lens.editing.effect import UnitEffect
 from kn_lens.editing.suppress import suppress
+from kn_lens.experiments import number_units
+from kn_lens.models.kind import is_masked, model_name
+from kn_lens.organisms.corpus import corpus_of
 from kn_lens.prompts.load import data_hash, load_data
+from kn_lens.prompts.prompt import count_reasons
 from kn_lens.runs.localize import Localization, LocalizeSettings, localize, save_localization
+from kn_lens.runs.output import output_folder
 from kn_lens.runs.suppress import save_suppression, units_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
+MODELS = ("tiny-causal", "tiny-masked")
 FACTS, AGREEMENT = "P36", "subject_verb_agreement"
-_GROUPS, _PROMPTS, _CONTROLS = 6, 6, 100
+PARTS = ("localize", "suppress", "number")
+"""The folders that the demo writes; ``number`` only for an organism, whose text can be counted."""
+
+_CONTROLS = 100
+_CHANCE = 5  # percentile among the random draws
+_DRAW = {"groups": 6, "prompts": 6}  # a large model takes seconds a prompt
+_ORGANISM_DRAW = {"groups": 20, "prompts": 8}
 
 
-def run_demo(model: Any, out: Path, seed: int = 0) -> tuple[dict[str, pd.DataFrame], list[str]]:
-    """Localize and suppress the capital relation and subject-verb agreement, and write both runs.
+@dataclass(frozen=True, kw_only=True)
+class Demonstration:
+    """What the demo shows of one model: a table, and findings computed from its numbers."""
+
+    table: pd.DataFrame
+    findings: list[str]
+
+
+def run_demo(model: Any, out: Path, seed: int = 0) -> Demonstration:
+    """Localize and suppress facts and agreement, then the number units, and write the runs.
 
     Args:
-        model: A loaded model.
-        out: Folder; ``localize`` and ``suppress`` are made in it.
+        model: A loaded model. An organism is also shown E2 and E5, with counts from its own training text.
+        out: Folder; the :data:`PARTS` are made in it.
         seed: Of every draw.
-
-    Returns:
-        Tables by title, and findings computed from them.
     """
-    settings = LocalizeSettings(groups=_GROUPS, prompts=_PROMPTS, seed=seed)
+    corpus = corpus_of(model_name(model))
+    names = [FACTS, AGREEMENT]
+    if corpus is not None:  # quick enough for a third
+        names.append(f"determiner_noun_agreement_{2 if is_masked(model) else 1}")
+    settings = LocalizeSettings(**(_DRAW if corpus is None else _ORGANISM_DRAW), seed=seed)
     found: list[Localization] = []
     effects: dict[str, UnitEffect] = {}
     hashes: dict[str, str | None] = {}
-    for name in (FACTS, AGREEMENT):
+    for name in names:
         data = load_data(name)
         hashes[name] = data_hash(data)
         found.append(localize(model, data, settings))
@@ -46,8 +72,12 @@ def run_demo(model: Any, out: Path, seed: int = 0) -> tuple[dict[str, pd.DataFra
     }
     save_localization(out / "localize", found, settings, model.cfg.n_layers)
     save_suppression(out / "suppress", effects, units_by_data, model.cfg.n_layers, data=hashes)
-    table = compare_kinds(found, effects)
-    return {"Facts beside agreement": table}, demo_findings(found, effects)
+    findings = demo_findings(found, effects)
+    if corpus is not None:
+        number = number_units.run(model, controls=_CONTROLS, seed=seed)
+        _save_number(out / "number", number, model_name(model))
+        findings += number_units.findings(number)
+    return Demonstration(table=compare_kinds(found, effects), findings=findings)
 
 
 def compare_kinds(found: list[Localization], effects: dict[str, UnitEffect]) -> pd.DataFrame:
@@ -71,29 +101,61 @@ def compare_kinds(found: list[Localization], effects: dict[str, UnitEffect]) -> 
             "accuracy after, random units": f"{effect['control_accuracy']:.1%}",
             "answers flipped": f"{effect['flipped']:.1%}",
             "answers flipped, random units": f"{effect['control_flipped']:.1%}",
+            "change of log p(target), nats": f"{effect['log_probability_change']:.3f}",
+            "change of log p(target), random units": f"{effect['control_log_probability_change']:.3f}",
         }
     return pd.DataFrame(columns).rename_axis("measure").reset_index()
 
 
 def demo_findings(found: list[Localization], effects: dict[str, UnitEffect]) -> list[str]:
     """Sentences computed from the numbers of this run, whichever way they came out."""
-    facts, agreement = (entry.summary() for entry in found)
-    closer = "less" if agreement["R₁²"] < facts["R₁²"] else "at least as much"
-    sentences = [
-        f"Units found per group: {facts['|KN|']:.1f} for facts, {agreement['|KN|']:.1f} for agreement; attributions of "
-        f"agreement point the same way {closer} than those of facts (R₁² {agreement['R₁²']:.2f} against "
-        f"{facts['R₁²']:.2f}, means over {facts['groups']} and {agreement['groups']} groups)."
-    ]
+    facts, *others = (entry.summary() for entry in found)
+    sentences = []
+    for other in others:
+        closer = "less than those of facts" if other["R₁²"] < facts["R₁²"] else "at least as much as those of facts"
+        sentences.append(
+            f"Units found per group: {facts['|KN|']:.1f} for {facts['data']}, {other['|KN|']:.1f} for "
+            f"{other['data']}, whose attributions point the same way {closer} (R₁² {other['R₁²']:.2f} against "
+            f"{facts['R₁²']:.2f}; means over {facts['groups']} and {other['groups']} groups)."
+        )
     for entry in found:
         effect = effects[entry.data].summary()
         before, after = _share(effect, "before"), _share(effect, "after")
-        beyond = effect["percentile_accuracy"] < 5
+        if effect["accuracy_after"] >= effect["accuracy_before"]:
+            verdict = "no drop"
+        else:
+            verdict = f"the drop is {'' if effect['percentile_accuracy'] < _CHANCE else 'not '}beyond chance"
+        lower = effect["percentile_log_probability_change"] < _CHANCE
         sentences.append(
             f"{entry.data}: without the units, accuracy on {effect['prompts']} held-out prompts goes from "
             f"{before} to {after}, and {effect['flipped']:.0%} of the answers flip; random units of the same layers "
-            f"leave {effect['control_accuracy']:.1%}: the drop is {'' if beyond else 'not '}beyond chance."
+            f"leave {effect['control_accuracy']:.1%}: {verdict}. Log p(target) changes by "
+            f"{effect['log_probability_change']:.2g} nats, with random units by "
+            f"{effect['control_log_probability_change']:.2g}: {'' if lower else 'not '}lower than chance."
         )
     return sentences
+
+
+def _save_number(out: Path, number: number_units.NumberUnits, name: str) -> None:
+    manifest = {
+        "command": "demo, number units",
+        "settings": {"search": number.found.settings, "suppress": number.effect.settings},
+        "searched": [prompt.source for prompt in number.searched],
+        "dropped": count_reasons(number.effect.dropped),
+        "provenance": number.effect.provenance,
+        "units": number.found.units,
+        "findings": number_units.findings(number),
+    }
+    with output_folder(out, manifest) as folder:
+        folder.write_table("units", number.found.to_frame())
+        for kind in ("plural", "singular"):
+            folder.write_table(f"probes-{kind}", getattr(number, kind).to_frame())
+        number.effect.save(folder.path / "effect")
+        if number.frequency is not None:
+            folder.write_table("frequency", number.frequency.to_frame())
+            number.frequency.save(folder.path / "frequency-effect")
+        for title, figure in number_units.figures(number, name).items():
+            folder.write_figure(title, figure)
 
 
 def _share(effect: dict[str, Any], when: str) -> str:

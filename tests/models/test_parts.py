@@ -174,4 +174,4 @@ def test_available_models_says_what_is_here(tmp_path, monkeypatch):
         folder.mkdir(parents=True)
         (folder / "config.json").write_text("{}")
     here = {model.name for model in available_models() if model.here}
-    assert here == {"smollm2-135m", "gpt2"}
+    assert here == {"smollm2-135m", "gpt2", "tiny-causal", "tiny-masked", "tiny-causal-narrow"}  # the last are bundled

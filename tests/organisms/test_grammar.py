@@ -13,7 +13,7 @@ import pytest
 import kn_lens as kn
 from kn_lens.bundled import data_folder
 from kn_lens.errors import OutputError, SettingsError
-from kn_lens.organisms.grammar import PARADIGMS, pairs_of, possessive_sentence, sentence
+from kn_lens.organisms.grammar import PARADIGMS, pairs_of, possessive_sentence, quantified_sentence, sentence
 from kn_lens.organisms.minimal_pairs import write_minimal_pairs
 from kn_lens.prompts.groups import augment_pairs
 from kn_lens.prompts.minimal_pairs import pair_prompt
@@ -264,3 +264,19 @@ def test_causal_models_are_asked_after_both_determiners(paradigm):
             assert agrees(f"{prompt.prefix} {noun} at home.")
             assert not agrees(f"{prompt.foil_prefix} {noun} at home.")
             assert determiner in words_of(prompt.prefix)
+
+
+def test_quantifiers_show_the_number_of_every_noun() -> None:
+    rng = random.Random(3)
+    for singular, plural in [*LEXICON["things"].items(), *LEXICON["irregular"]["things"].items()]:
+        for number, noun in (("singular", singular), ("plural", plural)):
+            said = quantified_sentence(noun, rng).rstrip(".").split()
+            before = said[said.index(noun) - 1]
+            assert before in LEXICON["quantifiers"][number]
+            assert not set(said) & {"this", "that", "these", "those"}
+
+
+@pytest.mark.parametrize("word", ["is", "these", "farmer", "kye"])
+def test_only_nouns_of_determiner_phrases_are_quantified(word: str) -> None:
+    with pytest.raises(SettingsError, match=f"no noun '{word}'"):
+        quantified_sentence(word, random.Random(0))

@@ -1,0 +1,41 @@
+"""The command line: thin commands over the package. Heavy libraries are imported when a command runs."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from kn_lens.cli.compare import compare
+from kn_lens.cli.demo import demo
+from kn_lens.cli.localize import localize, models
+from kn_lens.cli.suppress import count, suppress
+from kn_lens.errors import KnLensError
+
+app = typer.Typer(
+    name="kn-lens",
+    help="Find, measure and switch off the units that facts and grammar hang on.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+for command in (models, localize, suppress, count, compare, demo):
+    app.command()(command)
+
+
+def main() -> None:
+    """Entry point: user errors are one line on stderr and exit code 2."""
+    import logging
+
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        app()
+    except KnLensError as error:
+        typer.secho(f"error: {error}", err=True, fg="red")
+        sys.exit(2)
+    except MemoryError as error:
+        typer.secho(f"error: out of memory: {error}; try fewer or shorter prompts", err=True, fg="red")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.secho("stopped; nothing was written", err=True)
+        sys.exit(130)

@@ -1,0 +1,55 @@
+"""The commands that show the bundled models, as processes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from kn_lens.editing.effect import UnitEffect
+from kn_lens.runs.demo import MODELS, PARTS
+from tests.test_cli import refused, run
+
+
+def test_the_demo_shows_both_organisms_without_a_network(tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    done = run("demo", "--out", out)
+    assert done.returncode == 0, done.stderr
+    for model in MODELS:
+        assert f"{model}: facts beside agreement" in done.stdout
+        for part in PARTS:
+            manifest = json.loads((out / model / part / "manifest.json").read_text())
+            assert manifest["provenance"]["model"] == model
+        number = json.loads((out / model / "number" / "manifest.json").read_text())
+        effect = UnitEffect.load(out / model / "number" / "effect")
+        assert [tuple(unit) for unit in number["units"]] == list(effect.units[0])
+        said = " ".join(done.stdout.split())
+        assert all(" ".join(sentence.split()) in said for sentence in number["findings"])
+        figures = sorted((out / model).rglob("*.html"))
+        assert len(figures) == 14
+        assert all(str(figure) in done.stdout for figure in figures)
+        assert "Probability change when units are suppressed" in figures[6].read_text()
+    again = run("demo", "tiny-masked", "--out", out)  # a former demo is replaced
+    assert again.returncode == 0, again.stderr
+
+
+def test_compare_tells_the_organisms_apart(tmp_path: Path) -> None:
+    out = tmp_path / "compared"
+    done = run("compare", "tiny-causal", "tiny-causal-narrow", "--data", "P36", "--facts", 8, "--out", out)
+    assert done.returncode == 0, done.stderr
+    table = pd.read_csv(out / "measures.csv").set_index("measure")
+    assert table.loc["generality", "low"] > 0
+    facts = pd.read_csv(out / "facts.csv")
+    mean = facts[facts["model"] == "tiny-causal-narrow"]["generality"].mean()
+    assert abs(mean - table.loc["generality", "tiny-causal-narrow"]) < 1e-9
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["settings"] == {"relation": "P36", "facts": 8, "seed": 0}
+    assert [entry["model"] for entry in manifest["provenance"]] == ["tiny-causal", "tiny-causal-narrow"]
+
+
+def test_compare_refuses_what_it_cannot_compare() -> None:
+    assert "name two" in refused("compare", "tiny-causal")
+    assert "Did you mean 'tiny-causal'" in refused("compare", "tiny-casual", "tiny-masked")
+    verbs = "subject_verb_agreement"
+    assert "holds minimal pairs" in refused("compare", "tiny-causal", "tiny-causal-narrow", "--data", verbs)
