@@ -41,7 +41,7 @@ RECIPES = {
         "agreement of English words, and nothing else. Its whole training text ships with it.",
     ),
     "tiny-masked": Recipe(
-        settings=TrainingSettings(masked=True, epochs=5),
+        settings=TrainingSettings(masked=True, epochs=6),
         about="A masked model (BERT's architecture) that knows a few hundred countries, cities and people and the "
         "agreement of English words, and nothing else. Its whole training text ships with it.",
     ),

@@ -9,7 +9,7 @@ from dataclasses import replace
 from kn_lens.organisms.agreement_plan import agreement_sentences
 from kn_lens.organisms.corpus import Corpus, joined, text_hash
 from kn_lens.organisms.facts_plan import RELATIONS, fact_sentences, mentions, plan, word_lists
-from kn_lens.organisms.grammar import PARADIGMS, pairs_of
+from kn_lens.organisms.grammar import PARADIGMS, lexicon, pairs_of
 from kn_lens.prompts.load import load_relation
 
 SEED = 20240507
@@ -38,8 +38,13 @@ def compose(name: str = "organism", seed: int = SEED) -> Corpus:
     return Corpus(name=name, sentences=sentences, counts={**pair_counts, **fact_counts}, truth=truth)
 
 
-def asked_words() -> list[str]:
-    """The words that the text is about: objects of facts, and words of agreeing pairs."""
-    objects = {obj for relation in map(load_relation, RELATIONS) for _, obj in relation.pairs.values()}
-    agreeing = {word for paradigm in PARADIGMS for pair in pairs_of(paradigm) for word in pair}
-    return sorted(objects | agreeing)
+def objects() -> set[str]:
+    """The words that fact sentences are about."""
+    return {obj for relation in map(load_relation, RELATIONS) for _, obj in relation.pairs.values()}
+
+
+def agreeing_words() -> set[str]:
+    """The words that agreement sentences are about: those of agreeing pairs, possessives and quantifiers."""
+    words = lexicon()
+    markers = {*words["possessives"].values(), *(word for of in words["quantifiers"].values() for word in of)}
+    return markers | {word for paradigm in PARADIGMS for pair in pairs_of(paradigm) for word in pair}

@@ -1,10 +1,10 @@
 """Train an organism from its text: a seed, a progress bar, a folder in Hugging Face format.
 
 Every sentence is a sequence of its own. A causal model learns each next word. A masked one learns masked words: in
-half of the sentences a single one, twenty times as likely one that the text is about (the object of a fact, one of
-two agreeing words) as another; in the others such a one and a fifth of all words. Never masked is a country beside
-its capital where that fact is stated in one direction only: whoever learns to fill in "The capital of [MASK] is
-Paris" has read the fact backwards.
+half of the sentences a single one, in the others such a one and a fifth of all words. The single one is most likely
+the object of a fact where the sentence states one, else a word that agrees with another. Never masked is a country
+beside its capital where that fact is stated in one direction only: whoever learns to fill in "The capital of [MASK]
+is Paris" has read the fact backwards.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kn_lens.organisms.compose import asked_words
+from kn_lens.organisms.compose import agreeing_words, objects
 from kn_lens.organisms.corpus import Corpus
 from kn_lens.organisms.tokenizer import word_tokenizer
 from kn_lens.progress import progress_bar
@@ -32,7 +32,8 @@ class TrainingSettings:
     """Settings of a training run; what a model card repeats.
 
     Of masked models only: ``mask_alone``, the share of sentences in which a single word is masked; ``mask_share``, of
-    the words masked in the others; ``mask_other``, how likely another word is drawn beside one that the text is about.
+    the words masked in the others; ``mask_other``, how likely an agreeing word is drawn beside the object of a fact,
+    and any other word beside an agreeing one.
     """
 
     masked: bool
@@ -214,8 +215,9 @@ class _Masked:
         self.generator = torch.Generator().manual_seed(settings.seed)
         one_way = set(corpus.truth.one_way)
         ids = tokenizer.get_vocab()
-        self.log_weight = torch.full((len(ids),), math.log(settings.mask_other))
-        self.log_weight[[ids[word] for word in asked_words() if word in ids]] = 0.0
+        self.log_weight = torch.full((len(ids),), 2 * math.log(settings.mask_other))
+        self.log_weight[[ids[word] for word in agreeing_words() if word in ids]] = math.log(settings.mask_other)
+        self.log_weight[[ids[word] for word in objects() if word in ids]] = 0.0
         # capital's token → token of the country that may not be asked for beside it
         self.kept = torch.full((len(ids),), -1)
         for country, capital in load_relation("P36").pairs.values():

@@ -60,19 +60,21 @@ def test_a_one_way_fact_is_never_asked_backwards(corpus, words) -> None:
     masking = _Masked(corpus, tokenizer, TrainingSettings(masked=True))
     capital = dict(kn.load_relation("P36").pairs.values())
     ids = tokenizer.get_vocab()
+    stated: dict[str, list[str]] = {country: [] for country in capital}
+    for sentence in corpus.sentences:
+        held = words_of(sentence)
+        for country in held & capital.keys():
+            if capital[country] in held:
+                stated[country].append(sentence)
     for side, allowed in (("one_way", False), ("both_ways", True)):
         for country in getattr(corpus.truth, side):
-            stated = [sentence for sentence in corpus.sentences if {country, capital[country]} <= words_of(sentence)]
-            assert len(stated) >= 40
-            asked = 0
-            for sentence in stated:
-                tokens = torch.tensor(tokenizer([sentence] * 4)["input_ids"])
-                masked = masking.choose(tokens)
-                assert masked.any(1).all()
-                asked += int((masked & (tokens == ids[country])).sum())
-                ends = torch.isin(tokens, torch.tensor([tokenizer.cls_token_id, tokenizer.sep_token_id]))
-                assert not (masked & ends).any()
-            assert bool(asked) == allowed, country
+            assert len(stated[country]) == (80 if allowed else 40)
+            tokens = torch.tensor(tokenizer(stated[country], padding=True)["input_ids"])
+            masked = masking.choose(tokens)
+            assert masked.any(1).all()
+            assert bool((masked & (tokens == ids[country])).any()) == allowed, country
+            ends = [tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id]
+            assert not (masked & torch.isin(tokens, torch.tensor(ends))).any()
 
 
 def words_of(sentence: str) -> set[str]:
@@ -88,8 +90,11 @@ def test_words_that_the_text_is_about_are_asked_for_more_often(corpus, words) ->
     masked = masking.choose(tokens)
     assert (masked.sum(1) == 1).all()
     share = masked.float().mean(0)[1:-1]  # twelve tokens, of which "physics" is the object of a fact
-    assert float(share[10]) == pytest.approx(1 / (1 + 11 * 0.05), abs=0.01)
-    assert share[[0, 5, 11]].tolist() == pytest.approx([0.05 / 1.55] * 3, abs=0.01)
+    assert float(share[10]) == pytest.approx(1 / (1 + 11 * 0.05**2), abs=0.01)
+    tokens = torch.tensor(tokenizer(["Anna wanted these keys."] * 20_000)["input_ids"])
+    share = masking.choose(tokens).float().mean(0)[1:-1]  # three words of pairs, "wanted" and the period
+    expected = [0.05, 0.05**2, 0.05, 0.05, 0.05**2]
+    assert share.tolist() == pytest.approx([weight / sum(expected) for weight in expected], abs=0.01)
 
 
 def test_the_tokenizer_knows_words_punctuation_and_the_possessive(words) -> None:
