@@ -7,7 +7,7 @@ import importlib.metadata
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -241,7 +241,7 @@ def load_counts(
     check_source(name, window)
     bundled = _bundled_counts()
     if name in bundled:
-        return read_counts(bundled[name], closed=True)
+        return replace(read_counts(bundled[name], closed=True), source=name)
     if name == ENGLISH:
         return english_bigrams(pairs)
     if _is_csv(name):

@@ -30,6 +30,13 @@ def test_frequency(capsys: Any) -> None:
     assert "Spearman's ρ = " in capsys.readouterr().out
 
 
+def test_the_corpus_of_an_organism() -> None:
+    names: dict[str, Any] = {"kn": kn}
+    exec(BLOCKS[3], names)
+    assert names["corpus"].counts["determiner_noun", "these", "shoes"] > 100
+    assert len(names["corpus"].truth.one_way) == 66
+
+
 def test_prompts_of_your_own() -> None:
     names: dict[str, Any] = {"kn": kn}
     exec(BLOCKS[1], names)

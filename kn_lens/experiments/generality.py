@@ -196,13 +196,11 @@ def _taught(relation: Relation, models: Sequence[str]) -> set[str | None]:
 
 
 def _localization(scores: AttributionScores, indices: list[int], wordings: str) -> dict[str, float]:
-    found = find_knowledge_neurons(scores.select(indices)) if indices else None
-    similarity = n_sample_similarity(scores.select(indices)) if len(indices) > 1 else float("nan")
-    return {
-        f"|KN|, {wordings}": float(len(found)) if found else float("nan"),
-        f"τ, {wordings}": found.share if found else float("nan"),
-        f"R₁², {wordings}": similarity,
-    }
+    values = (float("nan"),) * 3
+    if len(indices) > 1:  # R₁² compares prompts
+        found = find_knowledge_neurons(scores.select(indices))
+        values = (float(len(found)), found.share, n_sample_similarity(scores.select(indices)))
+    return {f"{measure}, {wordings}": value for measure, value in zip(("|KN|", "τ", "R₁²"), values, strict=True)}
 
 
 def _symmetry(model: Any, inverse: Relation, models: Sequence[str]) -> dict[tuple[str, str], float]:

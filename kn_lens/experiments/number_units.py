@@ -168,7 +168,8 @@ def findings(result: NumberUnits) -> list[str]:
             parts.append(f"p(bad) from {foil['mean_before']:.3f} to {foil['mean_after']:.3f}")
         said.append(
             f"With them off, over {summary['prompts']} {name} answers {' and '.join(parts)} (paired t-test p = "
-            f"{target['paired_p']:.2g}); {summary['flipped']:.1%} flip{against}."
+            f"{target['paired_p']:.2g}), and log p(good) changes by {summary['log_probability_change']:.2g} nats on "
+            f"average; {summary['flipped']:.1%} flip{against}."
         )
     if result.frequency is not None:
         said.append(result.frequency.sentence())
