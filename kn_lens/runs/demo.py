@@ -31,8 +31,8 @@ PARTS = ("localize", "suppress", "number")
 
 _CONTROLS = 100
 _CHANCE = 5  # percentile among the random draws
-_DRAW = {"groups": 6, "prompts": 6}  # a large model takes seconds a prompt
-_ORGANISM_DRAW = {"groups": 20, "prompts": 8}
+_DRAW = (6, 6)  # groups, and prompts of each: a large model takes seconds a prompt
+_ORGANISM_DRAW = (20, 8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,8 @@ def run_demo(model: Any, out: Path, seed: int = 0) -> Demonstration:
     names = [FACTS, AGREEMENT]
     if corpus is not None:  # quick enough for a third
         names.append(f"determiner_noun_agreement_{2 if is_masked(model) else 1}")
-    settings = LocalizeSettings(**(_DRAW if corpus is None else _ORGANISM_DRAW), seed=seed)
+    groups, prompts = _DRAW if corpus is None else _ORGANISM_DRAW
+    settings = LocalizeSettings(groups=groups, prompts=prompts, seed=seed)
     found: list[Localization] = []
     effects: dict[str, UnitEffect] = {}
     hashes: dict[str, str | None] = {}
