@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kn_lens.editing.effect import UnitEffect
-from kn_lens.errors import DataError, SettingsError
+from kn_lens.errors import DataError, SettingsError, near_matches
 from kn_lens.frequency import PairCounts, load_counts
 from kn_lens.pair_counter import Pair
 from kn_lens.prompts.cue_pairs import cue_pair
@@ -36,6 +36,10 @@ from kn_lens.statistics import (
 if TYPE_CHECKING:
     import pandas as pd
 
+Measure = Literal["log_probability", "preference"]
+"""``log_probability``: log p(target). ``preference``: log p(target) less that of its foil (or, of a two-prefix pair, of
+the target after the other prefix): what is left of grammar once the word's own probability is taken out."""
+
 FEWEST_PAIRS = 4
 _SMALLEST = 1e-45  # of float32: log of a probability that was rounded to 0
 _UNKNOWN = -1
@@ -48,11 +52,12 @@ class FrequencyEffect(Result):
     Attributes:
         first, second: The words of each pair, in the order of the text.
         counts: Count of each pair; -1 where it is not known.
-        changes: Mean change of log p(target) over the pair's prompts, in nats: column 0 by the edit, the others by
+        changes: Mean change of the measure over the pair's prompts, in nats: column 0 by the edit, the others by
             control draws.
         prompts: Prompts of each pair.
         factor: What the units were multiplied by.
         source: Of the counts.
+        measure: What changed: see :data:`Measure`.
     """
 
     first: tuple[str, ...]
@@ -62,6 +67,7 @@ class FrequencyEffect(Result):
     prompts: Int[Tensor, " pair"]
     factor: float
     source: str
+    measure: str = "log_probability"
 
     def __len__(self) -> int:
         return len(self.first)
@@ -120,7 +126,7 @@ class FrequencyEffect(Result):
         return rank_correlation(counts, self.change[rows], strata=labels, **self._draws)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per pair: words, count (empty if not known), half, prompts, and change of log p in nats."""
+        """One row per pair: words, count (empty if not known), half, prompts, and the measure's change in nats."""
         import pandas as pd
 
         counts = pd.array([count if count >= 0 else None for count in self.counts.tolist()], dtype="Int64")
@@ -131,7 +137,7 @@ class FrequencyEffect(Result):
                 "count": counts,
                 "half": self.halves.tolist(),
                 "prompts": self.prompts.numpy(),
-                "log_probability_change": self.change,
+                f"{self.measure}_change": self.change,
             }
         )
 
@@ -182,6 +188,19 @@ class FrequencyEffect(Result):
         return finding(self)
 
 
+def _measured(effect: UnitEffect, measure: str) -> Float[Tensor, "prompt column"]:
+    if measure not in get_args(Measure):
+        known = get_args(Measure)
+        raise SettingsError(f"no measure {measure!r}.{near_matches(measure, known)} Measures: {', '.join(known)}")
+    logs = effect.target.double().clamp_min(_SMALLEST).log()
+    if measure == "log_probability":
+        return logs
+    against = torch.where(effect.foil.isnan(), effect.rival, effect.foil)
+    if against.isnan().any():
+        raise SettingsError("a prompt has neither foil nor rival prefix, and so no preference; take log_probability")
+    return logs - against.double().clamp_min(_SMALLEST).log()
+
+
 def pairs_with_counts(prompts: Iterable[Prompt], counts: PairCounts) -> list[Pair]:
     """The cue-target pair of each prompt, if enough of them have counts to compare.
 
@@ -219,9 +238,15 @@ def load_counts_of(prompts: Iterable[Prompt], source: str, window: int | None = 
 
 
 def frequency_effect(
-    effect: UnitEffect, counts: PairCounts, *, seed: int = 0, draws: int = 2000, confidence: float = 0.95
+    effect: UnitEffect,
+    counts: PairCounts,
+    *,
+    measure: Measure = "log_probability",
+    seed: int = 0,
+    draws: int = 2000,
+    confidence: float = 0.95,
 ) -> FrequencyEffect:
-    """Relate the change of log p(target) to the count of cue and target.
+    """Relate the change of log p(target), or of the preference for it, to the count of cue and target.
 
     The pair is (cue, target) where the cue stands before the blank, else (target, cue). The change, in nats, is
     averaged over the prompts of a pair. ``effect.where(…)`` chooses prompts.
@@ -229,6 +254,7 @@ def frequency_effect(
     Args:
         effect: From :func:`kn_lens.suppress`.
         counts: From :func:`kn_lens.load_counts` or :func:`kn_lens.count_pairs`.
+        measure: ``"log_probability"`` (default) or ``"preference"``; see :data:`Measure`.
         seed: Of the draws.
         draws: Bootstrap samples over pairs, and permutations.
         confidence: Of the intervals.
@@ -236,18 +262,19 @@ def frequency_effect(
     Raises:
         PromptError: If a prompt has no cue.
         DataError: If fewer than four pairs are seen, or all have the same count.
-        SettingsError: For less than one draw, or a confidence outside 0 to 1.
+        SettingsError: For less than one draw, a confidence outside 0 to 1, an unknown measure, or the preference of
+            prompts that have neither foil nor rival prefix.
     """
     if draws < 1:
         raise SettingsError(f"draws is {draws}; give 1 or more, 2000 by default")
     if not 0 < confidence < 1:
         raise SettingsError(f"confidence is {confidence}; give a share between 0 and 1, 0.95 by default")
+    logs = _measured(effect, measure)
     by_prompt = pairs_with_counts(effect.prompts, counts)
     n_prompts = Counter(by_prompt)
     pairs = list(n_prompts)
     row_of = {pair: row for row, pair in enumerate(pairs)}
     rows = torch.tensor([row_of[pair] for pair in by_prompt])
-    logs = effect.target.double().clamp_min(_SMALLEST).log()
     sizes = torch.tensor([n_prompts[pair] for pair in pairs])
     sums = torch.zeros(len(pairs), logs.shape[1] - 1, dtype=torch.float64)
     sums.index_add_(0, rows, logs[:, 1:] - logs[:, :1])
@@ -260,6 +287,7 @@ def frequency_effect(
         prompts=sizes,
         factor=effect.factor,
         source=counts.source,
+        measure=measure,
         settings={
             "seed": seed,
             "draws": draws,

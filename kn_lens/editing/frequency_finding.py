@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from kn_lens.editing.frequency_effect import FrequencyEffect
 
 
+NAMES = {"log_probability": "log p(target)", "preference": "log p(target) − log p(rival)"}
+"""What each measure is called."""
+
+
 def finding(result: FrequencyEffect) -> str:
     """Sentences that say what is shown, what is excluded, and what would have been found, as the numbers have it."""
     row = result.summary()
@@ -29,17 +33,18 @@ def p_text(result: FrequencyEffect) -> str:
 
 def _overall(result: FrequencyEffect, row: dict[str, Any]) -> str:
     found = result.overall
+    what = NAMES[result.measure]
     edit = "units are suppressed" if result.factor == 0 else f"units are scaled by {result.factor:g}"
     base = f"over {row['seen']} of {row['pairs']} pairs ({row['prompts']} prompts) with counts from {result.source}"
     if found.rho != found.rho:
-        return f"When {edit}, log p(target) changes alike for all pairs, {base}: nothing to relate to frequency."
+        return f"When {edit}, {what} changes alike for all pairs, {base}: nothing to relate to frequency."
     numbers = f"Spearman's {rho_text(found)}, {p_text(result)}, {base}"
     if found.low > 0 or found.high < 0:
         way = "higher" if found.rho > 0 else "lower"
-        said = f"The more frequent the pair, the {way} log p(target) after − before when {edit}: {numbers}."
+        said = f"The more frequent the pair, the {way} {what}, after − before, when {edit}: {numbers}."
     else:
         said = (
-            f"No relation between frequency and the change of log p(target) is shown when {edit}: {numbers}; the "
+            f"No relation between frequency and the change of {what} is shown when {edit}: {numbers}; the "
             f"interval excludes ρ below {_signed(found.low)} and above {_signed(found.high)}, and |ρ| of "
             f"{found.detectable:.2f} would be found with 80 % power."
         )

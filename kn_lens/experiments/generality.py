@@ -31,12 +31,15 @@ from kn_lens.statistics import paired_difference
 if TYPE_CHECKING:
     import pandas as pd
 
+LOCALIZATION = ("|KN|", "τ", "in range", "R₁²")
+"""``in range``: whether the search ended with as many units as wanted; where it rarely does, |KN| and τ say little."""
+
 ALL, TAUGHT = "all wordings", "wordings both were taught"
 MEASURES = (
     "recall",
     "generality",
     "symmetry",
-    *(f"{measure}, {wordings}" for wordings in (ALL, TAUGHT) for measure in ("|KN|", "τ", "R₁²")),
+    *(f"{measure}, {wordings}" for wordings in (ALL, TAUGHT) for measure in LOCALIZATION),
 )
 """``recall``: share of the taught wordings answered rightly; ``generality``: of the held-out ones; ``symmetry``: of the
 inverse relation's taught wordings, asked of the object."""
@@ -196,11 +199,12 @@ def _taught(relation: Relation, models: Sequence[str]) -> set[str | None]:
 
 
 def _localization(scores: AttributionScores, indices: list[int], wordings: str) -> dict[str, float]:
-    values = (float("nan"),) * 3
+    values = (float("nan"),) * len(LOCALIZATION)
     if len(indices) > 1:  # R₁² compares prompts
         found = find_knowledge_neurons(scores.select(indices))
-        values = (float(len(found)), found.share, n_sample_similarity(scores.select(indices)))
-    return {f"{measure}, {wordings}": value for measure, value in zip(("|KN|", "τ", "R₁²"), values, strict=True)}
+        similarity = n_sample_similarity(scores.select(indices))
+        values = (float(len(found)), found.share, float(found.in_range), similarity)
+    return {f"{measure}, {wordings}": value for measure, value in zip(LOCALIZATION, values, strict=True)}
 
 
 def _symmetry(model: Any, inverse: Relation, models: Sequence[str]) -> dict[tuple[str, str], float]:

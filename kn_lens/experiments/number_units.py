@@ -52,7 +52,8 @@ class NumberUnits:
     Attributes:
         found: The units that plural answers hang on.
         effect: Their suppression on prompts of both numbers that they were not searched on.
-        frequency: The effect on plural answers against pair counts, or None without counts.
+        frequency: The effect on plural answers, log p(target), against pair counts, or None without counts.
+        preference: The same of the preference, log p(target) − log p(rival).
         searched: The prompts searched.
         n_layers: Layers of the model.
     """
@@ -60,6 +61,7 @@ class NumberUnits:
     found: KnowledgeNeurons
     effect: UnitEffect
     frequency: FrequencyEffect | None
+    preference: FrequencyEffect | None
     searched: tuple[Prompt, ...]
     n_layers: int
 
@@ -118,15 +120,21 @@ def run(
         seed=seed,
         progress=progress,
     )
-    frequency = None
+    frequency = preference = None
     if counts == TRAINING_TEXT:
         counts = corpus_of(model_name(model))
     if counts is not None:
         plural_effect = effect.where(is_plural)
         table = load_counts(counts, [cue_pair(prompt) for prompt in plural_effect.prompts], progress=progress)
         frequency = frequency_effect(plural_effect, table, seed=seed)
+        preference = frequency_effect(plural_effect, table, measure="preference", seed=seed)
     return NumberUnits(
-        found=found, effect=effect, frequency=frequency, searched=scores.prompts, n_layers=model.cfg.n_layers
+        found=found,
+        effect=effect,
+        frequency=frequency,
+        preference=preference,
+        searched=scores.prompts,
+        n_layers=model.cfg.n_layers,
     )
 
 
@@ -141,6 +149,8 @@ def figures(result: NumberUnits, subtitle: str = "") -> dict[str, go.Figure]:
     }
     if result.frequency is not None:
         found["frequency"] = frequency_scatter(result.frequency, _joined(subtitle, "plural answers"))
+    if result.preference is not None:
+        found["frequency-preference"] = frequency_scatter(result.preference, _joined(subtitle, "plural answers"))
     return found
 
 
@@ -173,4 +183,6 @@ def findings(result: NumberUnits) -> list[str]:
         )
     if result.frequency is not None:
         said.append(result.frequency.sentence())
+    if result.preference is not None:
+        said.append(result.preference.sentence())
     return said

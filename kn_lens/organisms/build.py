@@ -12,6 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+
 from kn_lens.bundled import data_folder
 from kn_lens.errors import KnLensError, OutputError
 from kn_lens.models.hashing import weights_hash
@@ -101,7 +103,7 @@ def write_card(name: str, corpus: Corpus, folder: Path, training: dict[str, Any]
         "corpus": corpus.name,
         "corpus_sha256": corpus.truth.sha256,
         "weights_hash": weights_hash(model),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": _stored_parameters(folder / "model.safetensors"),
         "vocabulary": model.cfg.d_vocab,
         "training": training,
         "versions": {package: version(package) for package in ("torch", "transformers", "transformer-lens")},
@@ -110,6 +112,12 @@ def write_card(name: str, corpus: Corpus, folder: Path, training: dict[str, Any]
     (folder / "card.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8", newline="\n")
     (folder / "README.md").write_text(render(card), encoding="utf-8", newline="\n")
     return card
+
+
+def _stored_parameters(path: Path) -> int:
+    """As stored: TransformerLens holds the embedding twice."""
+    with safe_open(path, framework="pt") as weights:
+        return sum(weights.get_tensor(name).numel() for name in weights.keys())  # noqa: SIM118 (it is no mapping)
 
 
 def main() -> None:

@@ -56,6 +56,8 @@ def render(card: dict[str, Any]) -> str:
                 for name, found in measured["facts"].items()
             ],
         ),
+        "The held-out wordings were chosen so that the organisms can be asked them (see `data/README.md`): accuracy in "
+        "them is no estimate for wordings at large.\n",
         '## Both directions\n\nHalf of the capitals are stated both ways ("The capital of X is Y", "Y is the capital '
         'of X"), half only the first way. Asked the second way (P1376):\n',
         _sides(measured["inverse"], {"both_ways": "stated both ways", "one_way": "stated one way"}),

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from kn_lens.editing.frequency_finding import p_text, rho_text
+from kn_lens.editing.frequency_finding import NAMES, p_text, rho_text
 from kn_lens.plots.style import GREY, INK, SERIES, styled
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def frequency_scatter(result: FrequencyEffect, subtitle: str = "") -> go.Figure:
     """
     import plotly.graph_objects as go
 
-    frame = result.to_frame().rename(columns={"count": "times", "log_probability_change": "change"})
+    frame = result.to_frame().rename(columns={"count": "times", f"{result.measure}_change": "change"})
     frame["word"] = result.strata
     seen = frame["half"] != "unseen"
     counts = [int(count) for count in frame["times"][seen]]
@@ -60,7 +60,7 @@ def frequency_scatter(result: FrequencyEffect, subtitle: str = "") -> go.Figure:
                 legendgroup=name,
                 showlegend=is_seen == bool((rows["half"] != "unseen").any()),
                 marker={"color": color, "size": 9, "opacity": 0.85, "symbol": "circle" if is_seen else "circle-open"},
-                hovertext=_hover(some),
+                hovertext=_hover(some, result.measure),
                 hoverinfo="text",
             )
     middle = max(count for count, half in zip(frame["times"], frame["half"], strict=True) if half == "rare")
@@ -94,7 +94,7 @@ def frequency_scatter(result: FrequencyEffect, subtitle: str = "") -> go.Figure:
         ticktext=[_short(tick) for tick in ticks],
         title=f"count of the pair in {_name(result.source)} (log scale)",
     )
-    figure.update_yaxes(title="change of log p(target), nats", zeroline=False)
+    figure.update_yaxes(title=f"change of {NAMES[result.measure]}, nats", zeroline=False)
     note = (
         f"Spearman's {rho_text(result.overall)}, {p_text(result)}, n = {row['seen']} pairs seen "
         f"({row['unseen']} unseen), {row['prompts']} prompts"
@@ -111,14 +111,15 @@ def frequency_scatter(result: FrequencyEffect, subtitle: str = "") -> go.Figure:
     return figure
 
 
-def _hover(rows: pd.DataFrame) -> list[str]:
+def _hover(rows: pd.DataFrame, measure: str) -> list[str]:
+    short = {"log_probability": "log p", "preference": "preference"}[measure]
     texts = []
     for row in rows.to_dict("records"):
         count = (
             "not in the table" if row["times"] is None or row["times"] != row["times"] else f"count {row['times']:,}"
         )
         texts.append(
-            f"<b>{row['first']} {row['second']}</b><br>{count}<br>change of log p {row['change']:+.3g} nats "
+            f"<b>{row['first']} {row['second']}</b><br>{count}<br>change of {short} {row['change']:+.3g} nats "
             f"({row['prompts']} prompts)"
         )
     return texts

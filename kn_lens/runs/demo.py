@@ -152,9 +152,10 @@ def _save_number(out: Path, number: number_units.NumberUnits, name: str) -> None
         for kind in ("plural", "singular"):
             folder.write_table(f"probes-{kind}", getattr(number, kind).to_frame())
         number.effect.save(folder.path / "effect")
-        if number.frequency is not None:
-            folder.write_table("frequency", number.frequency.to_frame())
-            number.frequency.save(folder.path / "frequency-effect")
+        for title, result in (("frequency", number.frequency), ("frequency-preference", number.preference)):
+            if result is not None:
+                folder.write_table(title, result.to_frame())
+                result.save(folder.path / f"{title}-effect")
         for title, figure in number_units.figures(number, name).items():
             folder.write_figure(title, figure)
 

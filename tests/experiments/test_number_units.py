@@ -52,13 +52,19 @@ def test_findings_hold_the_numbers_of_the_run(result: number_units.NumberUnits) 
     flipped = result.plural.summary()["flipped"]
     assert f"{flipped:.1%} flip" in said[1]
     assert "ρ = " in said[-1]
+    assert "log p(target) − log p(rival)" in said[-1]
+    assert "log p(rival)" not in said[-2]
     figures = number_units.figures(result, "tiny")
-    assert set(figures) == {"probability-change-plural", "probability-change-singular", "layers", "frequency"}
+    assert set(figures) == {"probability-change-plural", "probability-change-singular", "layers"} | {
+        "frequency",
+        "frequency-preference",
+    }
 
 
 def test_without_counts_there_is_no_frequency(organism: Any) -> None:
     model = organism("tiny-masked")
     result = number_units.run(model, families=number_units.FAMILIES[2:], counts=None, controls=0, progress=False)
     assert result.frequency is None
+    assert result.preference is None
     assert "frequency" not in number_units.figures(result)
     assert isinstance(result.effect, kn.UnitEffect)
