@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -306,3 +307,33 @@ def test_mean_difference_is_welchs():
     assert (found.low, found.high) == pytest.approx((interval.low, interval.high), abs=0.12)
     assert found.detectable == pytest.approx(2.801585 * found.error, rel=1e-5)
     assert math.isnan(mean_difference(first[:1], second).low)
+
+
+@pytest.mark.parametrize("against", ["foil", "rival"])
+def test_the_preference_is_measured_against_the_rival_word(against):
+    """log p(target) falls by the same for all; log p of the rival rises with the count."""
+    pairs = pairs_of(8)
+    counts = counts_of({pair: 10 ** (index + 1) for index, pair in enumerate(pairs)})
+    effect = effect_of(pairs, [-0.5] * 8)
+    rises = torch.arange(8, dtype=torch.float64) / 10
+    rival = torch.stack([torch.full((8,), 0.1, dtype=torch.float64), 0.1 * rises.exp()], 1)
+    effect = replace(effect, **{against: rival})
+    result = frequency_effect(effect, counts, measure="preference")
+    assert result.change.tolist() == pytest.approx((-0.5 - rises).tolist())
+    assert result.summary()["rho"] == pytest.approx(-1)
+    assert "log p(target) − log p(rival)" in result.sentence()
+    assert result.to_frame()["preference_change"].tolist() == pytest.approx(result.change.tolist())
+    title = kn.plots.frequency_scatter(result).to_dict()["layout"]["yaxis"]["title"]["text"]
+    assert title == "change of log p(target) − log p(rival), nats"
+    plain = frequency_effect(effect, counts)
+    assert plain.change.tolist() == pytest.approx([-0.5] * 8)
+
+
+def test_a_preference_needs_a_rival_and_a_measure_a_name():
+    pairs = pairs_of(6)
+    counts = counts_of({pair: index + 1 for index, pair in enumerate(pairs)})
+    effect = effect_of(pairs, [0.1] * 6)
+    with pytest.raises(kn.SettingsError, match="neither foil nor rival prefix"):
+        frequency_effect(effect, counts, measure="preference")
+    with pytest.raises(kn.SettingsError, match="Did you mean 'preference'"):
+        frequency_effect(effect, counts, measure="preferense")  # type: ignore[arg-type]
