@@ -43,7 +43,7 @@ def frequency_scatter(result: FrequencyEffect, subtitle: str = "") -> go.Figure:
     frame.loc[~seen, "x"] = [10 ** (left + (right - left) * (k + 1) / (missing + 1)) for k in range(missing)]
 
     figure = go.Figure()
-    words = [word for word, _ in Counter(frame["word"]).most_common()]
+    words = [word for word, _ in Counter(sorted(frame["word"])).most_common()]  # the same colors in every figure
     colors = dict(zip(words, SERIES, strict=False))
     shown = [(word, frame.loc[frame["word"] == word], color) for word, color in colors.items()]
     if len(words) > len(colors):
