@@ -41,12 +41,9 @@ def measure(model: Any, corpus: Corpus, seed: int = 0) -> dict[str, Any]:
         ``bundled``, the pairs of ``data/minimal_pairs``.
     """
     truth = corpus.truth
-    facts: dict[str, dict[str, Score]] = {}
     right = {name: _right(model, corpus.name, name) for name in RELATIONS}
-    stated = {"P1376": set(truth.both_ways), "P106": set(truth.stated)}
-    for name, found in right.items():
-        keep = stated.get(name)
-        facts[name] = _by_template(found, None if keep is None else (lambda fact, keep=keep: bool(keep & set(fact))))
+    stated = {"P1376": truth.both_ways, "P106": truth.stated}
+    facts = {name: _by_template(found, stated.get(name)) for name, found in right.items()}
     groups = {
         "inverse": ("P1376", {"both_ways": truth.both_ways, "one_way": truth.one_way}),
         "occupation": (
@@ -55,10 +52,7 @@ def measure(model: Any, corpus: Corpus, seed: int = 0) -> dict[str, Any]:
         ),
     }
     about = {
-        title: {
-            group: _by_template(right[name], lambda fact, members=set(members): bool(members & set(fact)))
-            for group, members in sides.items()
-        }
+        title: {group: _by_template(right[name], members) for group, members in sides.items()}
         for title, (name, sides) in groups.items()
     }
     agreement = {name: _agreement(model, corpus, name, seed) for name in grammar.PARADIGMS}
@@ -81,8 +75,12 @@ def _right(model: Any, corpus: str, name: str) -> list[tuple[tuple[str, str], st
     ]
 
 
-def _by_template(found: Iterable[tuple[tuple[str, str], str, bool]], keep: Any = None) -> dict[str, Score]:
-    rows = [(kind, right) for fact, kind, right in found if keep is None or keep(fact)]
+def _by_template(
+    found: Iterable[tuple[tuple[str, str], str, bool]], members: Iterable[str] | None = None
+) -> dict[str, Score]:
+    """The score in each kind of template, over the facts of which one side is among ``members`` (default: all)."""
+    wanted = None if members is None else set(members)
+    rows = [(kind, right) for fact, kind, right in found if wanted is None or wanted & set(fact)]
     return {at: score([right for kind, right in rows if kind == at]) for at in WORDINGS}
 
 
