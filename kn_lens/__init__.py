@@ -42,14 +42,27 @@ _PUBLIC = {
     "attribution.gradient_times_activation": ["gradient_times_activation"],
     "attribution.max_activation": ["max_activation"],
     "attribution.scores": ["AttributionScores"],
+    "localization.ablation": ["ablation_curve"],
+    "localization.curve": ["AblationCurve"],
     "localization.search": ["KnowledgeNeurons", "find_knowledge_neurons", "search_groups"],
     "localization.measures": ["concentration", "n_sample_similarity"],
     "localization.stability": ["split_half", "stability"],
     "editing.suppress": ["enhance", "suppress"],
     "editing.effect": ["UnitEffect"],
     "editing.frequency_effect": ["FrequencyEffect", "frequency_effect"],
+    "experiments.site_comparison": ["SiteComparison"],
+    "experiments.sites": ["compare_sites"],
     "frequency": ["PairCounts", "count_pairs", "load_counts"],
     "results": ["Result"],
+    "tracing.activation_patching": ["activation_patching"],
+    "tracing.attention_knockout": ["attention_knockout"],
+    "tracing.attribution_patching": ["attribution_patching"],
+    "tracing.causal_trace": ["causal_trace"],
+    "tracing.direct_logit_attribution": ["DirectLogits", "direct_logit_attribution"],
+    "tracing.knockout_trace": ["KnockoutTrace"],
+    "tracing.patch_effects": ["PatchEffects"],
+    "tracing.path_patching": ["path_patching"],
+    "tracing.trace": ["CausalTrace"],
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 
@@ -73,7 +86,11 @@ if TYPE_CHECKING:
         SettingsError,
         UnitsError,
     )
+    from kn_lens.experiments.site_comparison import SiteComparison
+    from kn_lens.experiments.sites import compare_sites
     from kn_lens.frequency import PairCounts, count_pairs, load_counts
+    from kn_lens.localization.ablation import ablation_curve
+    from kn_lens.localization.curve import AblationCurve
     from kn_lens.localization.measures import concentration, n_sample_similarity
     from kn_lens.localization.search import KnowledgeNeurons, find_knowledge_neurons, search_groups
     from kn_lens.localization.stability import split_half, stability
@@ -87,6 +104,15 @@ if TYPE_CHECKING:
     from kn_lens.prompts.relations import Relation
     from kn_lens.results import Result
     from kn_lens.scoring import accuracy, answers
+    from kn_lens.tracing.activation_patching import activation_patching
+    from kn_lens.tracing.attention_knockout import attention_knockout
+    from kn_lens.tracing.attribution_patching import attribution_patching
+    from kn_lens.tracing.causal_trace import causal_trace
+    from kn_lens.tracing.direct_logit_attribution import DirectLogits, direct_logit_attribution
+    from kn_lens.tracing.knockout_trace import KnockoutTrace
+    from kn_lens.tracing.patch_effects import PatchEffects
+    from kn_lens.tracing.path_patching import path_patching
+    from kn_lens.tracing.trace import CausalTrace
 
 
 def __getattr__(name: str) -> Any:

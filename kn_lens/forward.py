@@ -12,7 +12,7 @@ import gc
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -46,8 +46,9 @@ class CleanRun:
         start: The first position that copies compute themselves; 0 if nothing is shared.
         activations: What was asked to be kept, from ``start`` on.
         resid: What enters each block, from ``start`` on; empty for models that cannot be stepped.
-        prefix: Keys and values of all positions, if ``start`` > 0.
+        prefix: Keys and values of all positions, if copies may begin behind the first.
         logits: At the target.
+        hooks: Interventions that this run itself was made with (a corrupted run's).
     """
 
     tokens: Int[Tensor, "prompt position"]
@@ -57,6 +58,30 @@ class CleanRun:
     resid: Sequence[Float[Tensor, "prompt span d_model"]]
     prefix: Mapping[str, Tensor]
     logits: Float[Tensor, "prompt d_vocab"]
+    hooks: Sequence[Hook] = ()
+
+    def begin_at(self, start: int) -> CleanRun:
+        """The same run, whose copies compute the positions from ``start`` on (where its prefix was kept)."""
+        skip = start - self.start
+        if skip <= 0 or not self.prefix:
+            return self
+        return replace(
+            self,
+            start=start,
+            activations={name: _from_position(name, value, skip) for name, value in self.activations.items()},
+            resid=[value[:, skip:] for value in self.resid],
+        )
+
+    def repeated(self, count: int) -> CleanRun:
+        """Each prompt ``count`` times in a row."""
+        return replace(
+            self,
+            tokens=self.tokens.repeat_interleave(count, 0),
+            activations={name: value.repeat_interleave(count, 0) for name, value in self.activations.items()},
+            resid=[value.repeat_interleave(count, 0) for value in self.resid],
+            prefix={name: value.repeat_interleave(count, 0) for name, value in self.prefix.items()},
+            logits=self.logits.repeat_interleave(count, 0),
+        )
 
 
 @torch.no_grad()
@@ -67,32 +92,42 @@ def clean_run(
     target: int,
     start: int = 0,
     keep: Sequence[str] = (),
+    keep_prefix: bool = False,
+    hooks: Sequence[Hook] = (),
 ) -> CleanRun:
     """Run prompts of one length and keep the activations named in ``keep``.
 
-    ``start`` is honoured where the model can share a prefix; elsewhere the run is kept whole.
+    ``start`` is honoured where the model can share a prefix; elsewhere the run is kept whole. With ``keep_prefix``
+    copies may begin later than at ``start``: see :meth:`CleanRun.begin_at`. ``hooks`` intervene in the run itself.
     """
     steps = can_step(model)
-    start = start if steps and can_share_prefix(model) else 0
+    shares = steps and can_share_prefix(model)
+    start = start if shares else 0
     resid_names = [f"blocks.{layer}.hook_resid_pre" for layer in range(model.cfg.n_layers)] if steps else []
-    prefix_names = prefix_hooks(model) if start else []
+    prefix_names = prefix_hooks(model) if start or (keep_prefix and shares) else []
     store: dict[str, Tensor] = {}
 
     def record(activation: Tensor, hook: Any) -> None:
         store[hook.name] = activation.detach()
 
     names = dict.fromkeys([*keep, *resid_names, *prefix_names])
-    with model.hooks(fwd_hooks=[(name, record) for name in names]):
+    with model.hooks(fwd_hooks=[*hooks, *((name, record) for name in names)]):
         logits = target_logits(model, tokens, torch.full((len(tokens),), target, device=tokens.device))
     return CleanRun(
         tokens=tokens,
         target=target,
         start=start,
-        activations={name: store[name][:, start:] for name in keep},
+        activations={name: _from_position(name, store[name], start) for name in keep},
         resid=[store[name][:, start:] for name in resid_names],
         prefix={name: store[name] for name in prefix_names},
         logits=logits,
+        hooks=hooks,
     )
+
+
+def _from_position(name: str, activation: Tensor, start: int) -> Tensor:
+    """An activation without its first positions; a pattern's are its queries."""
+    return activation[:, :, start:] if name.endswith(("hook_pattern", "hook_attn_scores")) else activation[:, start:]
 
 
 class Columns:
@@ -110,7 +145,8 @@ class Columns:
     def __init__(self, model: Any, clean: CleanRun, joins: Sequence[int], hooks: Sequence[Hook]) -> None:
         self.model, self.clean = model, clean
         self.n_prompts, self.n_columns = len(clean.tokens), sum(joins)
-        with model.hooks(fwd_hooks=list(hooks)):
+        own = () if can_step(model) else clean.hooks  # stepped copies begin from what the run's own hooks left
+        with model.hooks(fwd_hooks=[*own, *hooks]):
             self._final, self._is_logits = self._run(joins)
 
     def _run(self, joins: Sequence[int]) -> tuple[Tensor, bool]:
@@ -127,7 +163,8 @@ class Columns:
             for layer, count in enumerate(joins):
                 if count:
                     fresh = clean.resid[layer][:, None].expand(-1, count, -1, -1)
-                    resid = fresh if resid is None else torch.cat([resid, fresh], dim=1)
+                    # A copy in either case: hooks may write to it.
+                    resid = fresh.clone() if resid is None else torch.cat([resid, fresh], dim=1)
                 if resid is not None:
                     rows = run_block(model, layer, resid.flatten(0, 1), past=past[layer])
                     resid = rows.unflatten(0, (self.n_prompts, -1))

@@ -24,6 +24,8 @@ Self = TypeVar("Self", bound="Result")
 
 _TENSORS = "tensors.safetensors"
 _FIELDS = "result.json"
+_OF = "."
+"""Between a field and the key of a tensor in it: ``effects.kl``."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,7 +47,7 @@ class Result:
         Result._kinds[cls.__name__] = cls
 
     def save(self, folder: str | Path) -> Path:
-        """Write tensors as safetensors and the rest as JSON into ``folder``, which is made if needed.
+        """Write tensors, alone or in a dict, as safetensors and the rest as JSON into ``folder`` (made if needed).
 
         Raises:
             OutputError: If it cannot be written.
@@ -59,6 +61,10 @@ class Result:
             value = getattr(self, field.name)
             if isinstance(value, Tensor):
                 tensors[field.name] = value.detach().cpu().contiguous()
+            elif _is_tensors(value):
+                tensors |= {
+                    f"{field.name}{_OF}{name}": each.detach().cpu().contiguous() for name, each in value.items()
+                }
             else:
                 fields[field.name] = _to_json(value)
         try:
@@ -90,7 +96,18 @@ class Result:
         fields.pop("kn_lens", None)
         if kind is None or not issubclass(kind, cls):
             raise OutputError(f"{folder} holds a {kind.__name__ if kind else 'foreign'} result, not {cls.__name__}")
-        return kind(**{name: _from_json(value) for name, value in fields.items()}, **tensors)  # type: ignore[return-value]
+        values: dict[str, Any] = {name: _from_json(value) for name, value in fields.items()}
+        for name, tensor in tensors.items():
+            field, of, key = name.partition(_OF)
+            if of:
+                values.setdefault(field, {})[key] = tensor
+            else:
+                values[field] = tensor
+        return kind(**values)  # type: ignore[return-value]
+
+
+def _is_tensors(value: Any) -> bool:
+    return isinstance(value, dict) and bool(value) and all(isinstance(each, Tensor) for each in value.values())
 
 
 def _kind(name: str) -> type[Result] | None:

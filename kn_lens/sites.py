@@ -18,6 +18,13 @@ SiteName = Literal["mlp", "mlp_pre", "head"]
 
 _HOOKS = {"mlp": "mlp.hook_post", "mlp_pre": "mlp.hook_pre", "head": "attn.hook_z"}
 
+UNIT_NAMES = {
+    "mlp": ("neuron", "neurons"),
+    "mlp_pre": ("neuron before the non-linearity", "neurons before the non-linearity"),
+    "head": ("head", "heads"),
+}
+"""What a site's units are called, one and many."""
+
 Unit = tuple[int, int]
 """A unit: (layer, index), both from 0."""
 

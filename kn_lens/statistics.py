@@ -273,3 +273,19 @@ def _z_sum(confidence: float, power: float) -> float:
     from scipy import stats
 
     return float(stats.norm.ppf((1 + confidence) / 2) + stats.norm.ppf(power))
+
+
+def bootstrap_mean(
+    values: Float[np.ndarray, "n column"], *, seed: int = 0, draws: int = 1000, confidence: float = 0.95
+) -> tuple[Float[np.ndarray, " column"], Float[np.ndarray, " column"], Float[np.ndarray, " column"]]:
+    """Means of columns with percentile bootstrap intervals, whole rows resampled; of one row they are NaN."""
+    values = np.asarray(values, float)
+    n = len(values)
+    mean = values.mean(0) if n else np.full(values.shape[1], np.nan)
+    if n < 2:
+        return mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)
+    generator = np.random.default_rng(seed)
+    weights = generator.multinomial(n, np.full(n, 1 / n), size=draws) / n  # how often each row is drawn
+    drawn = weights @ values
+    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
+    return mean, low, high

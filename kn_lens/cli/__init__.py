@@ -8,8 +8,11 @@ import typer
 
 from kn_lens.cli.compare import compare
 from kn_lens.cli.demo import demo
+from kn_lens.cli.heads import heads
 from kn_lens.cli.localize import localize, models
+from kn_lens.cli.patch import knockout, patch
 from kn_lens.cli.suppress import count, suppress
+from kn_lens.cli.trace import trace
 from kn_lens.errors import KnLensError
 
 app = typer.Typer(
@@ -19,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (models, localize, suppress, count, compare, demo):
+for command in (models, localize, suppress, heads, trace, patch, knockout, count, compare, demo):
     app.command()(command)
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from kn_lens.cli.heads import AblationOption
 from kn_lens.cli.options import Device, Dtype, Groups, ModelName, Out, PositionsOption, Prompts, Seed, SiteOption, load
 from kn_lens.errors import SettingsError
 from kn_lens.runs.console import explain, report_dropped, show, written
@@ -18,6 +19,7 @@ def suppress(
     units: Annotated[str | None, typer.Option("--units", help="Units as layer:index, with commas: 9:1094,…")] = None,
     from_: Annotated[Path | None, typer.Option("--from", help="Folder of `kn-lens localize`: its units.")] = None,
     factor: Annotated[float, typer.Option(help="0 suppresses, 2 doubles.")] = 0.0,
+    ablation: AblationOption = "zero",
     site: SiteOption = "mlp",
     positions: PositionsOption = "target",
     probe: Annotated[list[str] | None, typer.Option("--probe", help="A word to compare. Repeat for more.")] = None,
@@ -36,6 +38,7 @@ def suppress(
 ) -> None:
     """Switch units off (or up) and compare the answers, beside random units."""
     from kn_lens.editing.frequency_effect import frequency_effect, load_counts_of
+    from kn_lens.editing.replacement import check_ablation
     from kn_lens.editing.suppress import suppress as run
     from kn_lens.frequency import check_source
     from kn_lens.prompts.load import data_hash, load_data
@@ -57,6 +60,7 @@ def suppress(
         check_source(counts, window)
     elif window is not None:
         raise SettingsError("--window is of the pairs counted in a text; name the text by --counts")
+    check_ablation(ablation, factor)
     if out is not None:
         check_output(out)
     chosen: Any = parse_units(units) if units is not None else None
@@ -81,13 +85,15 @@ def suppress(
         asked,
         chosen,
         factor=factor,
+        ablation=ablation,  # type: ignore[arg-type]
         site=site,
         positions=positions,  # type: ignore[arg-type]
         probes=probe,
         controls=controls,
         seed=seed,
     )
-    show(effect.to_frame(), f"{name}: probabilities before and after, units × {factor:g}")
+    change = f"units × {factor:g}" if ablation == "zero" else f"units {effect.edit}"
+    show(effect.to_frame(), f"{name}: probabilities before and after, {change}")
     show(answers_table(effect), "Answers, beside random units of the same layers")
     frequency = {}
     if pair_counts is not None:

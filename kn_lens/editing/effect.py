@@ -38,7 +38,7 @@ class UnitEffect(Result):
         probes: The probe words.
         units: The units scaled in each prompt.
         site: Where they live.
-        factor: What they were multiplied by.
+        factor: What they were multiplied by; 0 also where they were set to a value (``settings["ablation"]``).
         prompts: The prompts, in order.
         dropped: Prompts left out, with reasons.
     """
@@ -70,6 +70,14 @@ class UnitEffect(Result):
         is_pair = ~(self.foil.isnan() & self.rival.isnan())
         changed_preference = self.correct != self.correct[:, :1]
         return torch.where(is_pair, changed_preference, self.top != self.top[:, :1])
+
+    @property
+    def edit(self) -> str:
+        """What was done to the units, in words that follow "units are"."""
+        ablation = self.settings.get("ablation", "zero")
+        if ablation != "zero":
+            return {"mean": "set to their mean", "resample": "set to their values in another prompt"}[ablation]
+        return "suppressed" if self.factor == 0 else f"scaled by {self.factor:g}"
 
     def where(self, keep: Callable[[Prompt], bool]) -> UnitEffect:
         """The effect on the prompts for which ``keep`` holds, say ``lambda p: p.target in ("these", "those")``."""

@@ -1,14 +1,34 @@
-"""Plotly figures from results. Each function takes a result and returns a figure; nothing is computed here."""
+"""Plotly figures from results. Each function takes a result and returns a figure; nothing is computed here.
 
+:mod:`kn_lens.plots.circuits` alone takes a model: it shows patterns and activations of single prompts.
+"""
+
+from kn_lens.plots.circuits import attention_of_heads, neuron_activations
 from kn_lens.plots.frequency import frequency_scatter
+from kn_lens.plots.head_map import head_map
 from kn_lens.plots.localization import concentration_curves, layers_of_units, measures_table
+from kn_lens.plots.patch_effects import attribution_against_exact, knockout, patching
+from kn_lens.plots.sites import ablation_curves, accuracy_taken, sites_table
 from kn_lens.plots.suppression import control_distribution, probability_change
+from kn_lens.plots.tracing import causal_trace, head_trace, trace_averages
 
 __all__ = [
+    "ablation_curves",
+    "accuracy_taken",
+    "attention_of_heads",
+    "attribution_against_exact",
+    "causal_trace",
     "concentration_curves",
     "control_distribution",
     "frequency_scatter",
+    "head_map",
+    "head_trace",
+    "knockout",
     "layers_of_units",
     "measures_table",
+    "neuron_activations",
+    "patching",
     "probability_change",
+    "sites_table",
+    "trace_averages",
 ]

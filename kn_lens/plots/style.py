@@ -18,6 +18,10 @@ BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, YELLOW = (
 )
 GREY, INK = "#8A8A8A", "#222222"
 SERIES = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, YELLOW)
+DIVERGING = [[0.0, BLUE], [0.5, "#FFFFFF"], [1.0, VERMILLION]]
+"""Colors of a map around 0: blue below, vermillion above."""
+SEQUENTIAL = [[0.0, "#FFFFFF"], [1.0, BLUE]]
+"""Colors of a map from 0 up."""
 SIGNIFICANT = "#C1121F"
 """The paper marks significant probes in red; an asterisk says the same without colour."""
 

@@ -65,9 +65,10 @@ def probability_change(effect: UnitEffect, subtitle: str = "", *, paired: bool =
         ticktext=[f"{tick:+d}" if tick else "0" for tick in ticks],
     )
     figure.add_hline(y=0, line_color=INK, line_width=1)
-    verb = "suppressed" if effect.factor == 0 else f"scaled by {effect.factor:g}"
     note = f"(after − before) / smaller of both; * p < {_LEVEL:g}, {kind} t-test, not adjusted; {len(effect)} prompts"
-    return styled(figure, f"Probability change when units are {verb}", f"{subtitle}<br>{note}" if subtitle else note)
+    return styled(
+        figure, f"Probability change when units are {effect.edit}", f"{subtitle}<br>{note}" if subtitle else note
+    )
 
 
 def control_distribution(effect: UnitEffect, subtitle: str = "") -> go.Figure:
@@ -99,8 +100,7 @@ def control_distribution(effect: UnitEffect, subtitle: str = "") -> go.Figure:
     figure.update_layout(yaxis2={"overlaying": "y", "range": [0, 1], "visible": False})
     figure.update_xaxes(title="accuracy", tickformat=".0%", range=[-0.02, 1.02])
     figure.update_yaxes(title="number of draws", selector={"side": None})
-    verb = "suppressed" if effect.factor == 0 else f"scaled by {effect.factor:g}"
-    return styled(figure, f"Accuracy with units {verb}, beside random units of the same layers", subtitle)
+    return styled(figure, f"Accuracy with units {effect.edit}, beside random units of the same layers", subtitle)
 
 
 def _signed_log(value: float) -> float:

@@ -120,7 +120,11 @@ def answers_table(effect: UnitEffect) -> pd.DataFrame:
             row("answers flipped", "flipped", "–", f"{summary['flipped']:.1%}", control("flipped", ".1%"), "100 %"),
             row("change of log p(target)", change, "–", f"{summary[change]:.3f}", control(change, ".3f"), "0 or 100 %"),
         ]
-    ).rename(columns={"units": f"{summary['units']:.1f} units × {effect.factor:g}"})
+    ).rename(columns={"units": f"{summary['units']:.1f} units {_edit(effect)}"})
+
+
+def _edit(effect: UnitEffect) -> str:
+    return f"× {effect.factor:g}" if effect.settings.get("ablation", "zero") == "zero" else effect.edit
 
 
 def frequency_table(result: FrequencyEffect) -> pd.DataFrame:

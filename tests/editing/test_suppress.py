@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import kn_lens as kn
-from kn_lens.editing.suppress import _with_controls
+from kn_lens.editing.controls import with_controls
 from kn_lens.errors import SettingsError, UnitsError
 from kn_lens.sites import site_of
 from tests.helpers import FAMILIES, LAYERS
@@ -85,7 +85,7 @@ def test_control_columns_are_the_drawn_units(exact_model, family):
     site = site_of(model, "mlp")
     for index, entry in enumerate(batch.resolved):
         group = entry.prompt.group or entry.prompt.target
-        columns = list(_with_controls(units, site, 4, f"11:{group}"))
+        columns = list(with_controls(units, site, 4, f"11:{group}"))
         assert columns[0] == units
         for column, drawn in enumerate(columns):
             expected = textbook_distribution(model, entry, drawn, "mlp", "target", 0.0)[entry.target_ids[0]].item()
@@ -95,14 +95,14 @@ def test_control_columns_are_the_drawn_units(exact_model, family):
 def test_controls_are_others_of_the_same_layers(random_model):
     site = site_of(random_model("gpt2"), "mlp")
     units = [(0, 1), (2, 5), (2, 6), (2, 7)]
-    columns = list(_with_controls(units, site, 200, "0:x"))[1:]
+    columns = list(with_controls(units, site, 200, "0:x"))[1:]
     for drawn in columns:
         assert sorted(layer for layer, _ in drawn) == [0, 2, 2, 2]
         assert len(set(drawn)) == 4
         assert not set(drawn) & set(units)
     assert len({tuple(drawn) for drawn in columns}) > 195
-    assert columns == list(_with_controls(units, site, 200, "0:x"))[1:]
-    assert columns != list(_with_controls(units, site, 200, "1:x"))[1:]
+    assert columns == list(with_controls(units, site, 200, "0:x"))[1:]
+    assert columns != list(with_controls(units, site, 200, "1:x"))[1:]
     seen = {index for drawn in columns for layer, index in drawn if layer == 2}
     assert len(seen) > 0.9 * site.n_units  # all units have their chance
     assert all(0 <= index < site.n_units for index in seen)

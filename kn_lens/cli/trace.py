@@ -1,0 +1,99 @@
+"""``kn-lens trace``: causal tracing."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from kn_lens.cli.options import DataNames, Device, Dtype, Groups, ModelName, Out, Prompts, Seed, load
+from kn_lens.errors import SettingsError
+from kn_lens.runs.console import explain, report_dropped, show, written
+
+MetricOption = Annotated[
+    str, typer.Option("--metric", help="logit_difference, log_probability, probability or kl; all are written.")
+]
+DirectionOption = Annotated[
+    str, typer.Option("--direction", help="sufficiency (clean into corrupted) or necessity (corrupted into clean).")
+]
+
+
+def trace(
+    model: ModelName,
+    data: DataNames,
+    stream: Annotated[
+        list[str] | None, typer.Option("--stream", help="resid (default), mlp, attn, head or neuron. Repeat for more.")
+    ] = None,
+    corruption: Annotated[str, typer.Option(help="noise, swap (another cue), zero or mean.")] = "noise",
+    window: Annotated[
+        int | None, typer.Option(help="Layers restored together; by default 1, for mlp and attn 10 or fewer.")
+    ] = None,
+    metric: MetricOption = "logit_difference",
+    samples: Annotated[int, typer.Option(help="Draws of noise.")] = 10,
+    noise: Annotated[float, typer.Option(help="σ of the noise, in standard deviations of the cues' embeddings.")] = 3.0,
+    severed: Annotated[str | None, typer.Option(help="mlp or attn: hold them after the restored layers.")] = None,
+    direction: DirectionOption = "sufficiency",
+    layers: Annotated[str | None, typer.Option(help="Only these layers, as 3,4.")] = None,
+    groups: Groups = 10,
+    prompts: Prompts = 1,
+    seed: Seed = 0,
+    out: Out = None,
+    device: Device = None,
+    dtype: Dtype = "float32",
+) -> None:
+    """Corrupt the cue, restore one state at a time: where does the answer come back?"""
+    from kn_lens.prompts.load import load_data
+    from kn_lens.runs.output import check_output
+    from kn_lens.runs.trace import TraceSettings, findings, save_traces
+    from kn_lens.runs.trace import trace as run
+
+    settings = TraceSettings(
+        streams=tuple(dict.fromkeys(stream or ["resid"])),
+        corruption=corruption,
+        window=window,
+        metric=metric,
+        samples=samples,
+        noise=noise,
+        severed=severed,
+        direction=direction,
+        layers=None if layers is None else _layers(layers),
+        groups=groups or None,
+        prompts=prompts or None,
+        seed=seed,
+    )
+    settings.check()
+    if out is not None:
+        check_output(out)
+    sets = [load_data(name) for name in dict.fromkeys(data)]
+    check_names([entry.name for entry in sets])
+    loaded = load(model, device, dtype)
+    found, sentences = [], []
+    for entry in sets:
+        explain(entry, loaded)
+        found.append(run(loaded, entry, settings))
+        report_dropped(entry.name, found[-1].first.dropped)
+        show(found[-1].peaks().drop(columns="data"), f"{entry.name}: largest mean effects on {metric}, 95 % intervals")
+        sentences += findings(found[-1])
+    for sentence in sentences:
+        typer.echo(f"• {sentence}")
+    if out is not None:
+        save_traces(out, loaded, found, settings, sentences)
+        written(out)
+
+
+def check_names(names: list[str]) -> None:
+    """Refuse data sets whose files would have one name."""
+    from kn_lens.runs.output import slug
+
+    slugs = [slug(name) for name in names]
+    for name in slugs:
+        if slugs.count(name) > 1:
+            raise SettingsError(f"two data sets would both be written as {name!r}; rename one of the files")
+
+
+def _layers(text: str) -> tuple[int, ...]:
+    """``"3,4"`` as (3, 4)."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise SettingsError(f"cannot read --layers {text!r}; write layers with commas, as 3,4")
+    return tuple(int(part) for part in parts)

@@ -1,0 +1,59 @@
+"""Draws of prompts that can be traced: with a cue, and with twins where those are asked for."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any
+
+from kn_lens.prompts.batch import PromptBatch
+from kn_lens.prompts.minimal_pairs import MinimalPairs
+from kn_lens.prompts.prompt import Dropped
+from kn_lens.prompts.relations import Relation
+
+NO_CUE = "no cue"
+
+
+def cued_prompts(
+    model: Any,
+    data: Relation | MinimalPairs,
+    groups: int | None,
+    prompts: int | None,
+    seed: int,
+    *,
+    twins: bool = False,
+) -> PromptBatch:
+    """The prompts of some groups; those without a known cue are left out and counted, unless all are.
+
+    Args:
+        model: A loaded model.
+        data: Facts or pairs.
+        groups: How many groups are drawn; None takes all.
+        prompts: How many of each; None takes all.
+        seed: Of the draw.
+        twins: Draw a pair's group together with its mirror image (*runs/run* and *run/runs*), so that a prompt's
+            twin, whose answer is its foil, is among them.
+    """
+    if twins and groups is not None and isinstance(data, MinimalPairs):
+        batch = _with_mirrors(data.prompts(model, per_group=prompts, seed=seed), groups, seed)
+    else:
+        batch = data.prompts(model, groups=groups, per_group=prompts, seed=seed)
+    kept = [index for index, entry in enumerate(batch.resolved) if entry.cue_positions]
+    if not kept or len(kept) == len(batch):
+        return batch
+    without = [
+        Dropped(text=entry.prompt.text, reason=NO_CUE, source=entry.prompt.source)
+        for entry in batch.resolved
+        if not entry.cue_positions
+    ]
+    return replace(batch.select(kept), dropped=(*batch.dropped, *without))
+
+
+def _with_mirrors(batch: PromptBatch, count: int, seed: int) -> PromptBatch:
+    """``count`` groups drawn at random, those that have a mirror image first, and with it."""
+    rows = {(batch.prompts[at[0]].target, batch.prompts[at[0]].foil or ""): at for at in batch.groups.values()}
+    words = list(rows)
+    random.Random(seed).shuffle(words)
+    words.sort(key=lambda pair: (pair[1], pair[0]) not in rows)
+    order = dict.fromkeys(name for good, bad in words for name in ((good, bad), (bad, good)) if name in rows)
+    return batch.select([index for name in list(order)[:count] for index in rows[name]])

@@ -1,0 +1,173 @@
+"""The twin of a prompt: the same sentence with another cue of equal token length (symmetric token replacement)."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from kn_lens.errors import PromptError
+from kn_lens.prompts.batch import PromptBatch
+from kn_lens.prompts.prompt import Dropped, Prompt
+from kn_lens.prompts.tokens import ResolvedPrompt, TokenResolver, UnusablePrompt
+
+NO_PARTNER = "no cue of equal token length to swap with"
+
+Swaps = Mapping[str, str] | Sequence[str]
+"""The new cue of each prompt, or new cues by old ones."""
+
+
+@dataclass(frozen=True)
+class Swapped:
+    """Prompts with their twins.
+
+    Attributes:
+        batch: The prompts that have one; the others are in its ``dropped``.
+        ids: Tokens of each twin, as many as of its prompt.
+        texts: The twins as text.
+        answers: First token of the answer to what each was swapped with, or -1 where that is not known.
+    """
+
+    batch: PromptBatch
+    ids: tuple[tuple[int, ...], ...]
+    texts: tuple[str, ...]
+    answers: tuple[int, ...]
+
+
+def swap_partners(model: Any, batch: PromptBatch, swaps: Swaps | None = None) -> Swapped:
+    """Find each prompt's twin.
+
+    Without ``swaps`` a two-prefix pair takes its other prefix; another pair the cue, of those whose answer is its
+    foil, that is spelled most like its own (*keys*, *key*); a fact the cue of the next prompt, of its own template
+    where there is one, that has another answer. Cues of another token length are passed over.
+
+    Raises:
+        PromptError: If a prompt has no cue, a given swap does not fit (the nearest that does is named), or no prompt
+            has a twin.
+    """
+    resolver = TokenResolver(model, batch.prepend_bos)
+    cues = [_cue_text(entry) for entry in batch.resolved]
+    given = _given(cues, swaps)
+    kept: list[int] = []
+    twins: list[tuple[tuple[int, ...], str, int]] = []
+    dropped: list[Dropped] = []
+    for index, entry in enumerate(batch.resolved):
+        if given is not None:
+            answer = next(
+                (other.target_ids[0] for at, other in enumerate(batch.resolved) if cues[at] == given[index]), -1
+            )
+            found = _twin(resolver, entry, given[index])
+            if found is None:
+                raise PromptError(_misfit(resolver, entry, cues, index, given[index]))
+            twin = (found.ids, found.prompt.text, answer)
+        else:
+            twin = _partner(resolver, batch, cues, index)
+        if twin is None:
+            dropped.append(Dropped(text=entry.prompt.text, reason=NO_PARTNER, source=entry.prompt.source))
+            continue
+        kept.append(index)
+        twins.append(twin)
+    if not kept:
+        first = batch.resolved[0]
+        raise PromptError(
+            f"no prompt has a cue to swap with: {cues[0]!r} of {first.prompt.text!r} is {len(first.cue_positions)} "
+            f"tokens, and no other prompt with another answer has a cue as long; give more prompts, or swaps="
+        )
+    chosen = batch.select(kept) if len(kept) < len(batch) else batch
+    ids, texts, answers = zip(*twins, strict=True)
+    return Swapped(replace(chosen, dropped=(*batch.dropped, *dropped)), ids, texts, answers)
+
+
+def _partner(
+    resolver: TokenResolver, batch: PromptBatch, cues: Sequence[str], index: int
+) -> tuple[tuple[int, ...], str, int] | None:
+    entry = batch.resolved[index]
+    if entry.rival_ids is not None:
+        same = len(entry.rival_ids) == len(entry.ids)
+        return (entry.rival_ids, entry.prompt.foil_prefix or "", -1) if same else None
+    for other in _candidates(batch, cues, index):
+        found = _twin(resolver, entry, cues[other])
+        if found is not None:
+            return found.ids, found.prompt.text, batch.resolved[other].target_ids[0]
+    return None
+
+
+def _candidates(batch: PromptBatch, cues: Sequence[str], index: int) -> list[int]:
+    """Prompts whose cue may stand in for that of prompt ``index``, best first."""
+    entry = batch.resolved[index]
+    count = len(batch)
+    others = [(index + step) % count for step in range(1, count)]
+    others = [
+        other
+        for other in others
+        if cues[other] != cues[index]
+        and len(batch.resolved[other].cue_positions) == len(entry.cue_positions)
+        and batch.resolved[other].target_ids != entry.target_ids
+    ]
+    if entry.foil_ids is not None:
+        rivals = [other for other in others if batch.resolved[other].target_ids == entry.foil_ids]
+        likeness = {cue: difflib.SequenceMatcher(None, cues[index], cue).ratio() for cue in set(cues)}
+        return sorted(rivals, key=lambda other: -likeness[cues[other]])
+    return sorted(others, key=lambda other: batch.prompts[other].template != entry.prompt.template)
+
+
+def _twin(resolver: TokenResolver, entry: ResolvedPrompt, cue: str) -> ResolvedPrompt | None:
+    """The prompt with another cue, if it differs from the first in the cue's tokens only."""
+    try:
+        twin = resolver.resolve(_with_cue(entry.prompt, cue))
+    except UnusablePrompt:
+        return None
+    same_places = twin.cue_positions == entry.cue_positions and len(twin.ids) == len(entry.ids)
+    outside = set(range(len(entry.ids))) - set(entry.cue_positions)
+    same_rest = same_places and all(twin.ids[at] == entry.ids[at] for at in outside)
+    return twin if same_rest and twin.target_position == entry.target_position else None
+
+
+def _with_cue(prompt: Prompt, cue: str) -> Prompt:
+    start, end = prompt.cue_span() or (0, 0)
+    if start < len(prompt.prefix):
+        text = {"prefix": prompt.prefix[:start] + cue + prompt.prefix[end:]}
+    else:
+        at, to = start - len(prompt.prefix), end - len(prompt.prefix)
+        text = {"suffix": prompt.suffix[:at] + cue + prompt.suffix[to:]}
+    return replace(prompt, cue=(start, start + len(cue)), foil_prefix=None, form="cloze", **text)
+
+
+def _cue_text(entry: ResolvedPrompt) -> str:
+    span = entry.prompt.cue_span()
+    if span is None or not entry.cue_positions:
+        raise PromptError(
+            f"{entry.prompt.text!r} has no cue, and tracing corrupts the cue; give cue= (the subject of a fact, the "
+            f"word that decides a pair)"
+        )
+    return (entry.prompt.prefix + entry.prompt.suffix)[span[0] : span[1]]
+
+
+def _given(cues: Sequence[str], swaps: Swaps | None) -> list[str] | None:
+    if swaps is None:
+        return None
+    if isinstance(swaps, Mapping):
+        missing = next((cue for cue in cues if cue not in swaps), None)
+        if missing is not None:
+            raise PromptError(f"swaps has no entry for the cue {missing!r}; give one for each cue")
+        return [swaps[cue] for cue in cues]
+    if isinstance(swaps, str) or len(swaps) != len(cues):
+        count = "one text" if isinstance(swaps, str) else f"{len(swaps)} cues"
+        raise PromptError(f"swaps is {count} for {len(cues)} prompts; give one new cue for each, or a mapping")
+    return list(swaps)
+
+
+def _misfit(resolver: TokenResolver, entry: ResolvedPrompt, cues: Sequence[str], index: int, cue: str) -> str:
+    """Why a given swap cannot be made, and the nearest that can."""
+    own = len(entry.cue_positions)
+    try:
+        length = f"{len(resolver.resolve(_with_cue(entry.prompt, cue)).cue_positions)} tokens"
+    except UnusablePrompt as error:
+        length = f"no cue here ({error})"
+    fitting = [other for other in dict.fromkeys(cues) if other != cues[index] and _twin(resolver, entry, other)]
+    near = difflib.get_close_matches(cue, fitting, n=1, cutoff=0) or ["none of the other cues"]
+    return (
+        f"cannot swap {cues[index]!r} ({own} tokens) for {cue!r}, which is {length}, in {entry.prompt.text!r}: the "
+        f"twin must be as long; nearest that fits: {near[0]!r}"
+    )

@@ -1,0 +1,196 @@
+"""The comparison of sites: its numbers are those of the single functions, its sentences follow from the table."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pandas as pd
+import pytest
+
+import kn_lens as kn
+from kn_lens.errors import DataError, SettingsError
+from kn_lens.experiments.site_comparison import SiteComparison
+from kn_lens.experiments.sites import compare_sites
+from kn_lens.experiments.sites_findings import sites_findings
+from kn_lens.localization.ablation import ablation_curve
+from kn_lens.localization.measures import concentration
+
+DRAW: dict[str, Any] = {"groups": 3, "per_group": 4, "controls": 12}
+
+
+@pytest.fixture(scope="module")
+def result(organism: Any) -> SiteComparison:
+    return compare_sites(organism("tiny-causal"), **DRAW, seed=1, progress=False)
+
+
+def test_a_row_for_each_data_set_and_site(result: SiteComparison) -> None:
+    table = result.to_frame()
+    assert list(zip(table["data"], table["site"], strict=True)) == [
+        ("P36", "mlp"),
+        ("P36", "head"),
+        ("subject_verb_agreement", "mlp"),
+        ("subject_verb_agreement", "head"),
+    ]
+    assert table["kind"].tolist() == ["facts", "facts", "pairs", "pairs"]
+    assert table["units of the site"].tolist() == [2048, 16, 2048, 16]
+    assert (table["prompts searched"] + table["prompts held out"] == 12).all()
+    assert result.settings["ablation"] == "zero"
+    assert len(result.curves_frame()) == 2 * 17 + 2 * 7
+
+
+def test_values_are_those_of_the_single_functions(result: SiteComparison, organism: Any) -> None:
+    """Heads on facts, step by step."""
+    model = organism("tiny-causal")
+    batch = kn.load_relation("P36").prompts(model, groups=3, per_group=4, seed=1)
+    scores = kn.integrated_gradients(model, batch, site="head", progress=False)
+    search, test = kn.split_half(scores, 1)
+    found = kn.search_groups(scores.select(search))
+    row = result.to_frame().iloc[1]
+    assert row["|KN|"] == pytest.approx(sum(map(len, found.values())) / 3)
+    assert row["τ"] == pytest.approx(sum(entry.share for entry in found.values()) / 3)
+    similarity = [kn.n_sample_similarity(scores.select(indices)) for indices in scores.groups.values()]
+    assert row["R₁²"] == pytest.approx(sum(similarity) / 3)
+    assert row["top 1 % units"] == 1
+    assert row["top 1 % share"] == pytest.approx(concentration(scores, (1,)).shares.mean().item())
+    assert row["top 10 share"] == pytest.approx(concentration(scores, (10,)).shares.mean().item())
+    units = {group: list(entry.units) for group, entry in found.items()}
+    effect = kn.suppress(model, batch.select(test), units, site="head", controls=12, seed=1, progress=False).summary()
+    assert row["accuracy after"] == effect["accuracy_after"]
+    assert row["accuracy after, random"] == pytest.approx(effect["control_accuracy"])
+    assert row["accuracy percentile"] == effect["percentile_accuracy"]
+    curve = ablation_curve(model, batch.select(test), scores.select(search), controls=12, seed=1, progress=False)
+    half, random = curve.k_half(), curve.control_k_half()
+    assert row["half: k"] == half.k.value
+    assert row["half: norm high"] == half.norm.high
+    assert row["half: share of units"] == half.share.value == half.k.value / 16
+    assert row["half: k, random low"] == random.k.low
+
+
+def test_what_was_found_is_not_searched_on_what_it_is_tested_on(result: SiteComparison) -> None:
+    for entry in result.entries:
+        searched = {entry.found.scores.prompts[index] for index in entry.found.selection}
+        assert not searched & set(entry.effect.prompts)
+        assert set(entry.curve.prompts) <= set(entry.effect.prompts)
+
+
+def test_figures_and_findings_are_of_these_numbers(result: SiteComparison) -> None:
+    figures = result.figures()
+    assert set(figures) == {"curves", "table", "accuracy", "layers", "heads"}
+    maps = [trace for trace in figures["heads"].to_dict()["data"] if trace["type"] == "heatmap"]
+    scores = result.entries[1].found.scores
+    expected = scores.values.mean(0) / scores.probability.mean()
+    assert maps[0]["z"][2][1] == pytest.approx(expected[2, 1].item())
+    sentences = result.findings()
+    assert sum("half of the answers" in sentence for sentence in sentences) >= 6
+    assert all(sentence.endswith(".") and "nan" not in sentence for sentence in sentences)
+    assert result.manifest()["findings"] == sentences
+
+
+def table_row(data: str, kind: str, site: str, half: float, **other: Any) -> dict[str, Any]:
+    """A row of the table whose half lies at ``half`` units, give or take one, and at as many hundredths."""
+    row: dict[str, Any] = {"data": data, "kind": kind, "site": site, "units of the site": 100, "|KN|": 3.0, "R₁²": 0.5}
+    row |= {"stability": 0.5, "Gini": 0.9, "top 1 % units": 1, "top 1 % share": 0.25, "prompts held out": 8}
+    row |= {"accuracy before": 1.0, "accuracy after": 0.5, "accuracy after low": 0.2, "accuracy after high": 0.8}
+    row |= {"accuracy after, random": 0.9, "accuracy percentile": 2.0}
+    for of, at in (("", half), (", random", math.nan)):
+        for name, scale in (("k", 1.0), ("share of units", 0.01), ("norm", 0.1)):
+            known = not math.isnan(at)
+            row |= {
+                f"half: {name}{of}": at * scale,
+                f"half: {name}{of} low": (at - 1) * scale if known else math.inf,
+                f"half: {name}{of} high": (at + 1) * scale if known else math.inf,
+            }
+    return row | other
+
+
+def test_findings_follow_the_numbers() -> None:
+    rows = [table_row("F", "facts", "mlp", 20), table_row("F", "facts", "head", 2)]
+    said = sites_findings(pd.DataFrame(rows))
+    assert said == [
+        "F: the search finds 3.0 of 100 neurons per group (R₁² 0.50, stability 0.50, Gini 0.90, the top neuron holds "
+        "25% of Σ|α|), and 3.0 of 100 heads per group (R₁² 0.50, stability 0.50, Gini 0.90, the top head holds 25% of "
+        "Σ|α|).",
+        "F: without the neurons found, accuracy on 8 held-out prompts goes from 100.0% to 50.0% [20%, 80%]; random "
+        "neurons of the same layers leave 90.0%: the drop is beyond chance.",
+        "F: as the top neurons (of those with a score above 0) are taken away, half of the answers flip at 20 neurons "
+        "[19, 21], 20% of all, with 200% of the residual stream's norm taken away; with random neurons of the same "
+        "layers never.",
+        "F: without the heads found, accuracy on 8 held-out prompts goes from 100.0% to 50.0% [20%, 80%]; random heads "
+        "of the same layers leave 90.0%: the drop is beyond chance.",
+        "F: as the top heads (of those with a score above 0) are taken away, half of the answers flip at 2 heads "
+        "[1, 3], 2% of all, with 20% of the residual stream's norm taken away; with random heads of the same "
+        "layers never.",
+        "F, half of the answers: in number heads cost less; as a share of the site's units heads cost less; in output "
+        "taken away heads cost less.",
+    ]
+
+
+def test_findings_turn_with_the_numbers() -> None:
+    close = [table_row("F", "facts", "mlp", 3), table_row("F", "facts", "head", 4)]
+    assert "in number neurons cost less (their intervals overlap)" in sites_findings(pd.DataFrame(close))[-1]
+    same = [table_row("F", "facts", "mlp", 3), table_row("F", "facts", "head", 3)]
+    assert "in number they cost the same;" in sites_findings(pd.DataFrame(same))[-1]
+    one = [table_row("F", "facts", "mlp", math.nan), table_row("F", "facts", "head", 4)]
+    assert sites_findings(pd.DataFrame(one))[-1] == (
+        "F: only taking heads away flips half of the answers; neurons do not on their curve."
+    )
+    none = [table_row("F", "facts", "mlp", math.nan), table_row("F", "facts", "head", math.nan)]
+    assert sites_findings(pd.DataFrame(none))[-1] == (
+        "F: neither the top neurons nor the top heads flip half of the answers."
+    )
+    chance = [table_row("F", "facts", "head", 4, **{"accuracy percentile": 40.0})]
+    assert "the drop is not beyond chance" in sites_findings(pd.DataFrame(chance))[0]
+    still = [table_row("F", "facts", "head", 4, **{"accuracy after": 1.0})]
+    assert sites_findings(pd.DataFrame(still))[0].endswith("no drop.")
+
+
+def test_facts_and_pairs_are_compared_site_by_site() -> None:
+    rows = [table_row("F", "facts", "head", 9), table_row("A", "pairs", "head", 2, **{"R₁²": 0.75})]
+    last = sites_findings(pd.DataFrame(rows))[-1]
+    assert last.startswith(
+        "Heads: half of the answers flip, to F at 9 [8, 10], to A at 2 [1, 3]: A hangs on fewer heads. Attributions "
+        "point the same way no more in F than in A (R₁² 0.50 against 0.75)."
+    )
+    rows[1] = table_row("A", "pairs", "head", math.nan)
+    assert "to A never: F hangs on fewer heads" in sites_findings(pd.DataFrame(rows))[-1]
+
+
+def test_mean_ablation_at_the_cue_of_one_data_set(organism: Any) -> None:
+    data = kn.load_minimal_pairs("subject_verb_agreement")
+    made = compare_sites(
+        organism("tiny-masked"),
+        data,
+        ("head",),
+        groups=2,
+        per_group=4,
+        controls=3,
+        positions="cue_last",
+        ablation="mean",
+        progress=False,
+    )
+    (entry,) = made.entries
+    for settings in (entry.effect.settings, entry.curve.settings):
+        assert (settings["ablation"], settings["positions"]) == ("mean", "cue_last")
+    assert set(made.figures()) == {"curves", "table", "accuracy", "layers", "heads"}
+
+
+def test_refusals(organism: Any) -> None:
+    model = organism("tiny-causal")
+    for options, words in (
+        ({"sites": ("heads",)}, r"no site 'heads'\. Did you mean 'head'"),
+        ({"sites": ("mlp_pre",)}, "take site 'mlp' or 'head'"),
+        ({"sites": ()}, "no site was named"),
+        ({"sites": ("mlp", "mlp")}, "the site 'mlp' is named twice"),
+        ({"data": []}, "no data set was named"),
+        ({"data": ["P36", "P36"]}, "the data set 'P36' is named twice"),
+        ({"per_group": 1}, "1 prompt of each group cannot be both searched and tested"),
+        ({"groups": 0}, "groups is 0"),
+        ({"controls": 0}, "controls is 0"),
+        ({"positions": "cues"}, r"no positions 'cues'\. Did you mean 'cue'"),
+        ({"ablation": "noise"}, "no ablation 'noise'"),
+    ):
+        with pytest.raises(SettingsError, match=words):
+            compare_sites(model, **options)
+    with pytest.raises(DataError, match="no data named 'P366'"):
+        compare_sites(model, "P366")

@@ -1,0 +1,130 @@
+"""Pages of circuitsvis hold the model's own numbers, one script, and nothing from the network."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+
+import pytest
+import torch
+
+import kn_lens as kn
+from kn_lens.errors import OutputError, UnitsError
+from kn_lens.plots import circuits
+from tests.questions import assert_same_state, questions, state_of
+
+
+def props_of(page, element):
+    return [part.props for part in page.parts if part.element == element]
+
+
+@pytest.mark.parametrize("family", ["llama", "bert"])  # llama: 4 heads that share 2 keys and values
+def test_patterns_are_the_models_own(random_model, family) -> None:
+    model = random_model(family)
+    prompt = questions(model, 1)[0]
+    before = state_of(model)
+    page = kn.plots.attention_of_heads(model, prompt, [(2, 3), (0, 1), (2, 0)])
+    assert_same_state(model, before)
+    batch = kn.PromptBatch.from_prompts(model, [prompt])
+    _, cache = model.run_with_cache(batch.tokens)
+    (props,) = props_of(page, "AttentionHeads")
+    expected = torch.stack(
+        [cache[f"blocks.{layer}.attn.hook_pattern"][0, head] for layer, head in ((2, 3), (0, 1), (2, 0))]
+    )
+    torch.testing.assert_close(torch.tensor(props["attention"]), expected, atol=1e-6, rtol=0)
+    assert props["attentionHeadNames"] == ["2:3", "0:1", "2:0"]
+    assert props["maskUpperTri"] is (family == "llama")
+    assert [token.strip() for token in props["tokens"]] == [
+        label.replace("<", "‹").replace(">", "›") for label in batch.token_labels(0)
+    ]
+
+
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_activations_are_the_models_own(random_model, family) -> None:
+    model = random_model(family)
+    prompts = questions(model)
+    page = kn.plots.neuron_activations(model, prompts, [(1, 5), (0, 7)])
+    batch = kn.PromptBatch.from_prompts(model, prompts)
+    rows = props_of(page, "ColoredTokens")
+    assert len(rows) == 2 * len(prompts)
+    for place, (layer, index) in enumerate(((1, 5), (0, 7))):
+        values = []
+        for at, entry in enumerate(batch.resolved):
+            _, cache = model.run_with_cache(torch.tensor([entry.ids]))
+            values.append(cache[f"blocks.{layer}.mlp.hook_post"][0, :, index])
+            shown = rows[place * len(prompts) + at]
+            torch.testing.assert_close(torch.tensor(shown["values"]), values[-1], atol=1e-5, rtol=1e-5)
+        reach = float(torch.cat(values).abs().max())
+        scales = {(row["minValue"], row["maxValue"]) for row in rows[place * len(prompts) : (place + 1) * len(prompts)]}
+        assert len(scales) == 1
+        assert next(iter(scales)) == (pytest.approx(-reach, rel=1e-5), pytest.approx(reach, rel=1e-5))
+
+
+def test_only_what_is_shown_is_kept(random_model) -> None:
+    model = random_model("llama")
+    batch = kn.PromptBatch.from_prompts(model, questions(model, 2))
+    stores = circuits._activations(model, batch, ["blocks.1.attn.hook_pattern"])
+    assert [set(store) for store in stores] == [{"blocks.1.attn.hook_pattern"}] * 2
+
+
+def test_a_page_carries_one_script_and_nothing_else_to_load(random_model, tmp_path) -> None:
+    model = random_model("llama")
+    page = kn.plots.neuron_activations(model, questions(model), [(1, 5), (0, 7)])
+    text = page.save(tmp_path / "neurons.html").read_text(encoding="utf-8")
+    assert text == text.strip() + "\n"
+    assert text.count("var CircuitsVis=") == 1
+    assert text.count("<script") == text.count("</script>") + text.count("<script>", text.index("var CircuitsVis"))
+    assert not re.search(r"<(script|link|img|iframe)[^>]*(src|href)=", text.split("var CircuitsVis")[0])
+    calls = text[text.rindex("CircuitsVis.ColoredTokens") :]
+    assert "import " not in calls
+    for host in ("unpkg.com", "jsdelivr.net", "sourceMappingURL"):
+        assert host not in text
+    assert page._repr_html_().count("var CircuitsVis=") == 1
+
+
+def test_tokens_cannot_end_the_script() -> None:
+    part = circuits._Part("<b>", "ColoredTokens", {"tokens": ["</script><b>"], "values": [1.0]})
+    text = circuits.CircuitPage("A <title>", "", (part,)).html()
+    calls = text[text.rindex("CircuitsVis.render(") :]
+    assert calls.count("</script>") == 1
+    assert "<h2 style='margin:0'>A &lt;title&gt;</h2>" in text
+    assert "&lt;b&gt;</h3>" in text
+
+
+def test_a_browser_without_a_network_draws_the_tokens(organism, tmp_path) -> None:
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("needs chromium")
+    model = organism("tiny-causal")
+    batch = kn.load_relation("P36").prompts(model, groups=2, per_group=1)
+    kn.plots.neuron_activations(model, batch, [(1, 5)]).save(tmp_path / "neurons.html")
+    kn.plots.attention_of_heads(model, batch, [(0, 1), (2, 3)]).save(tmp_path / "heads.html")
+    drawn = {}
+    for name in ("neurons", "heads"):
+        command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
+        command += ["--disable-background-networking", "--disable-component-update", "--virtual-time-budget=4000"]
+        command += ["--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
+        command.append((tmp_path / f"{name}.html").as_uri())
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        body = re.sub(r"<script.*?</script>", "", done.stdout.partition("<body")[2], flags=re.S)
+        drawn[name] = re.sub(r"<[^>]*>|&nbsp;", " ", body).replace("\xa0", " ")
+    shown = drawn["neurons"].split()
+    for index in range(len(batch)):
+        labels = batch.token_labels(index)
+        assert any(shown[at : at + len(labels)] == labels for at in range(len(shown))), drawn["neurons"]
+    assert "0:1 Zoomed" in drawn["heads"]
+    assert "2:3" in drawn["heads"]
+
+
+def test_units_that_are_not_there_are_refused(random_model, tmp_path) -> None:
+    model = random_model("llama")
+    prompt = questions(model, 1)[0]
+    with pytest.raises(UnitsError, match="unit 2:4 is not in"):
+        kn.plots.attention_of_heads(model, prompt, [(2, 4)])
+    with pytest.raises(UnitsError, match="no heads to show"):
+        kn.plots.attention_of_heads(model, prompt, [])
+    with pytest.raises(UnitsError, match="for heads take attention_of_heads"):
+        kn.plots.neuron_activations(model, prompt, [(0, 1)], site="head")
+    with pytest.raises(OutputError, match="cannot write"):
+        kn.plots.neuron_activations(model, prompt, [(0, 1)]).save(tmp_path / "none" / "page.html")
