@@ -33,7 +33,7 @@ from tests.oracles import tracing as textbook
 
 PROMPTS = (
     kn.Prompt("The capital city of France is", target="Paris", cue="France"),
-    kn.Prompt("France has as its capital the city of", target="Paris", cue="France"),
+    kn.Prompt("Cuba's capital city is", target="Havana", cue="Cuba"),
     kn.Prompt("On the map of the country of France, the capital is", target="Paris", cue="France"),
 )
 SAMPLES = 10

@@ -113,10 +113,9 @@ def corruption_of(
         raise SettingsError(f"no corruption {name!r}.{near_matches(name, known)} Corruptions: {', '.join(known)}")
     if samples < 1:
         raise SettingsError(f"samples is {samples}; give 1 or more draws of noise")
-    if not 0 < noise < float("inf") or (sigma is not None and not 0 < sigma < float("inf")):
-        raise SettingsError(
-            f"{'noise' if sigma is None else 'sigma'} is {noise if sigma is None else sigma}; it must be above 0"
-        )
+    for what, value in (("noise", noise), ("sigma", sigma)):
+        if value is not None and not 0 < value < float("inf"):
+            raise SettingsError(f"{what} is {value}; it must be above 0")
     if swaps is not None and name != "swap":
         raise SettingsError(f"swaps is given and the corruption is {name!r}; take corruption='swap'")
     swapped = swap_partners(model, batch, swaps) if name == "swap" else None

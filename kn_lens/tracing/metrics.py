@@ -21,6 +21,9 @@ METRICS: tuple[Metric, ...] = ("probability", "log_probability", "logit_differen
 DEFAULT_METRIC: Metric = "logit_difference"
 
 
+_PART = 1024
+
+
 def check_metric(metric: str) -> None:
     """Raise SettingsError for a metric that there is not."""
     if metric not in METRICS:
@@ -35,15 +38,18 @@ def all_metrics(
     clean = wide.log_softmax(-1)
     probability = clean.exp()
     negative_entropy = (probability * clean).sum(-1)
+    mass = probability.double().sum(-1).to(wide.dtype)  # not quite 1 in float32, and multiplied below by what is large
 
     def measure(logits: Tensor, owners: Tensor) -> Tensor:
         rows = _wide(logits)
         total = rows.logsumexp(-1)
         picked = rows.gather(1, torch.stack([targets[owners], foils[owners]], 1))
         log_probability = picked[:, 0] - total
-        # Σ P log p = Σ P z − log Σ exp z: one product, no second pass over the vocabulary.
-        expected = (rows @ probability.T).gather(1, owners[:, None])[:, 0]
-        kl = negative_entropy[owners] - expected + total
+        # Σ P log p = Σ P z − Σ P · log Σ exp z: products, no second softmax over the vocabulary. One product over all
+        # of it would add small numbers to a large sum: on SmolLM2 it is off by 4e-4, in parts by 4e-6.
+        parts = zip(rows.split(_PART, 1), probability.split(_PART, 1), strict=True)
+        expected = torch.stack([part @ weight.T for part, weight in parts]).sum(0).gather(1, owners[:, None])[:, 0]
+        kl = negative_entropy[owners] - expected + mass[owners] * total
         difference = picked[:, 0] - picked[:, 1]
         return torch.stack([log_probability.exp(), log_probability, difference, kl], dim=1)
 

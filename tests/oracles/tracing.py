@@ -183,7 +183,7 @@ def causal_trace(
     severed: str | None = None,
     units: list[int | None] | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Effects by metric, ``[position, layer, unit]``: mean over samples, baseline taken off (KL with its sign turned)."""
+    """Effects by metric, ``[position, layer, unit]``: mean over samples, less the baseline (KL: sign turned)."""
     n_layers = model.cfg.n_layers
     plain = forward(model, tokens, spoil, [], swapped=swapped, samples=samples)[:, target_position]
     clean = plain[0]
