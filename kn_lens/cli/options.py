@@ -18,6 +18,15 @@ SiteOption = Annotated[str, typer.Option("--site", help="mlp, mlp_pre or head.")
 PositionsOption = Annotated[str, typer.Option("--positions", help="target, cue_last, cue or all.")]
 Groups = Annotated[int, typer.Option("--groups", min=0, help="How many groups to draw; 0 takes all.")]
 Prompts = Annotated[int, typer.Option("--prompts", min=0, help="Prompts of each group at most; 0 takes all.")]
+FewPrompts = Annotated[
+    int | None,
+    typer.Option(
+        "--prompts",
+        min=0,
+        help="Prompts of each group at most; 0 takes all. By default one of a fact; of pairs, as many as make about as "
+        "many prompts as --groups says.",
+    ),
+]
 Seed = Annotated[int, typer.Option("--seed", help="Of every draw.")]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1 …; by default a GPU if there is one.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="float32, float16, bfloat16 or float64.")]

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from kn_lens.cli.options import DataNames, Device, Dtype, Groups, ModelName, Out, Prompts, Seed, load
+from kn_lens.cli.options import DataNames, Device, Dtype, FewPrompts, Groups, ModelName, Out, Seed, load
 from kn_lens.cli.trace import DirectionOption, MetricOption, check_names
 from kn_lens.runs.console import explain, report_dropped, show, written
 
@@ -24,7 +24,7 @@ def patch(
         bool, typer.Option("--attribution/--no-attribution", help="Also the estimate from a gradient.")
     ] = True,
     groups: Groups = 10,
-    prompts: Prompts = 1,
+    prompts: FewPrompts = None,
     seed: Seed = 0,
     out: Out = None,
     device: Device = None,
@@ -43,7 +43,7 @@ def patch(
         metric=metric,
         attribution=attribution,
         groups=groups or None,
-        prompts=prompts or None,
+        prompts=prompts,
         seed=seed,
     )
     settings.check()
@@ -75,7 +75,7 @@ def knockout(
     heads: Annotated[bool, typer.Option("--heads", help="Cut one head at a time.")] = False,
     metric: MetricOption = "logit_difference",
     groups: Groups = 10,
-    prompts: Prompts = 1,
+    prompts: FewPrompts = None,
     seed: Seed = 0,
     out: Out = None,
     device: Device = None,
@@ -88,7 +88,7 @@ def knockout(
     from kn_lens.runs.output import check_output
 
     settings = KnockoutSettings(
-        window=window, heads=heads, metric=metric, groups=groups or None, prompts=prompts or None, seed=seed
+        window=window, heads=heads, metric=metric, groups=groups or None, prompts=prompts, seed=seed
     )
     settings.check()
     if out is not None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from kn_lens.cli.options import DataNames, Device, Dtype, Groups, ModelName, Out, Prompts, Seed, load
+from kn_lens.cli.options import DataNames, Device, Dtype, FewPrompts, Groups, ModelName, Out, Seed, load
 from kn_lens.errors import SettingsError
 from kn_lens.runs.console import explain, report_dropped, show, written
 
@@ -35,7 +35,7 @@ def trace(
     direction: DirectionOption = "sufficiency",
     layers: Annotated[str | None, typer.Option(help="Only these layers, as 3,4.")] = None,
     groups: Groups = 10,
-    prompts: Prompts = 1,
+    prompts: FewPrompts = None,
     seed: Seed = 0,
     out: Out = None,
     device: Device = None,
@@ -58,7 +58,7 @@ def trace(
         direction=direction,
         layers=None if layers is None else _layers(layers),
         groups=groups or None,
-        prompts=prompts or None,
+        prompts=prompts,
         seed=seed,
     )
     settings.check()

@@ -18,8 +18,8 @@ BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, YELLOW = (
 )
 GREY, INK = "#8A8A8A", "#222222"
 SERIES = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, YELLOW)
-DIVERGING = [[0.0, BLUE], [0.5, "#FFFFFF"], [1.0, VERMILLION]]
-"""Colors of a map around 0: blue below, vermillion above."""
+DIVERGING = [[0.0, VERMILLION], [0.5, "#FFFFFF"], [1.0, BLUE]]
+"""Colors of a map around 0: vermillion below, blue above, as bars are."""
 SEQUENTIAL = [[0.0, "#FFFFFF"], [1.0, BLUE]]
 """Colors of a map from 0 up."""
 SIGNIFICANT = "#C1121F"

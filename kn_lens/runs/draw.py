@@ -29,15 +29,18 @@ def cued_prompts(
         model: A loaded model.
         data: Facts or pairs.
         groups: How many groups are drawn; None takes all.
-        prompts: How many of each; None takes all.
+        prompts: How many of each at most; 0 takes all; None one of a fact, and of pairs, whose groups are pairs of
+            words and may be few (*himself/herself*), as many as make about as many prompts as ``groups`` says.
         seed: Of the draw.
         twins: Draw a pair's group together with its mirror image (*runs/run* and *run/runs*), so that a prompt's
             twin, whose answer is its foil, is among them.
     """
-    if twins and groups is not None and isinstance(data, MinimalPairs):
-        batch = _with_mirrors(data.prompts(model, per_group=prompts, seed=seed), groups, seed)
+    if isinstance(data, MinimalPairs) and groups is not None:
+        batch = data.prompts(model, seed=seed)
+        each = -(-groups // min(groups, len(batch.groups))) if prompts is None else prompts
+        batch = _some_groups(batch, groups, each, seed, twins=twins)
     else:
-        batch = data.prompts(model, groups=groups, per_group=prompts, seed=seed)
+        batch = data.prompts(model, groups=groups, per_group=1 if prompts is None else prompts or None, seed=seed)
     kept = [index for index, entry in enumerate(batch.resolved) if entry.cue_positions]
     if not kept or len(kept) == len(batch):
         return batch
@@ -49,11 +52,12 @@ def cued_prompts(
     return replace(batch.select(kept), dropped=(*batch.dropped, *without))
 
 
-def _with_mirrors(batch: PromptBatch, count: int, seed: int) -> PromptBatch:
-    """``count`` groups drawn at random, those that have a mirror image first, and with it."""
+def _some_groups(batch: PromptBatch, count: int, each: int, seed: int, *, twins: bool) -> PromptBatch:
+    """Some prompts of ``count`` groups drawn at random; with ``twins``, first those that have a mirror image, and it."""
     rows = {(batch.prompts[at[0]].target, batch.prompts[at[0]].foil or ""): at for at in batch.groups.values()}
     words = list(rows)
     random.Random(seed).shuffle(words)
-    words.sort(key=lambda pair: (pair[1], pair[0]) not in rows)
-    order = dict.fromkeys(name for good, bad in words for name in ((good, bad), (bad, good)) if name in rows)
-    return batch.select([index for name in list(order)[:count] for index in rows[name]])
+    if twins:
+        words.sort(key=lambda pair: (pair[1], pair[0]) not in rows)
+        words = list(dict.fromkeys(name for good, bad in words for name in ((good, bad), (bad, good)) if name in rows))
+    return batch.select([index for name in words[:count] for index in rows[name][: each or None]])

@@ -36,7 +36,7 @@ class KnockoutSettings:
     heads: bool = False
     metric: str = DEFAULT_METRIC
     groups: int | None = 10
-    prompts: int | None = 1
+    prompts: int | None = None
     seed: int = 0
 
     def check(self) -> None:

@@ -43,7 +43,7 @@ class PatchSettings:
     metric: str = DEFAULT_METRIC
     attribution: bool = True
     groups: int | None = 10
-    prompts: int | None = 1
+    prompts: int | None = None
     seed: int = 0
 
     def check(self) -> None:

@@ -46,7 +46,7 @@ class TraceSettings:
     direction: str = "sufficiency"
     layers: tuple[int, ...] | None = None
     groups: int | None = 10
-    prompts: int | None = 1
+    prompts: int | None = None
     seed: int = 0
 
     def check(self) -> None:
