@@ -107,11 +107,14 @@ def clean_run(
     prefix_names = prefix_hooks(model) if start or (keep_prefix and shares) else []
     store: dict[str, Tensor] = {}
 
-    def record(activation: Tensor, hook: Any) -> None:
-        store[hook.name] = activation.detach()
+    def record(name: str) -> Callable[..., None]:  # under the name asked for: a TransformerBridge has aliases
+        def hook(activation: Tensor, hook: Any) -> None:
+            store[name] = activation.detach()
+
+        return hook
 
     names = dict.fromkeys([*keep, *resid_names, *prefix_names])
-    with model.hooks(fwd_hooks=[*hooks, *((name, record) for name in names)]):
+    with model.hooks(fwd_hooks=[*hooks, *((name, record(name)) for name in names)]):
         logits = target_logits(model, tokens, torch.full((len(tokens),), target, device=tokens.device))
     return CleanRun(
         tokens=tokens,

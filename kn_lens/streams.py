@@ -11,8 +11,9 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor
 
-from kn_lens.errors import SettingsError, near_matches
-from kn_lens.models.kind import model_name
+from kn_lens.errors import ModelError, SettingsError, near_matches
+from kn_lens.models.kind import is_masked, model_name
+from kn_lens.models.stepping import can_step
 
 StreamName = Literal["resid", "mlp", "attn", "head", "neuron", "q", "k", "v", "pattern"]
 """``resid``: the residual stream after a layer (what the next block reads); ``mlp``, ``attn``: a layer's MLP or
@@ -67,9 +68,15 @@ def stream_of(model: Any, name: str, allowed: tuple[str, ...] = get_args(StreamN
 
     Raises:
         SettingsError: If there is no such stream, or the model does not expose it.
+        ModelError: For a masked TransformerBridge.
     """
     if name not in allowed:
         raise SettingsError(f"no stream {name!r}.{near_matches(name, allowed)} Streams: {', '.join(allowed)}")
+    if is_masked(model) and not can_step(model):
+        raise ModelError(
+            f"{model_name(model)} is a masked model held as {type(model).__name__}, whose embedding and attention hooks "
+            f"stand behind a norm; tracing and patching take it as a HookedEncoder, which kn.load_model makes"
+        )
     cfg = model.cfg
     units = {
         "head": cfg.n_heads,

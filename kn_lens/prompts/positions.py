@@ -36,6 +36,21 @@ def positions_of(entry: ResolvedPrompt, positions: str) -> tuple[int, ...]:
     return entry.cue_positions if positions == "cue" else entry.cue_positions[-1:]
 
 
+def require_cues(batch: PromptBatch) -> None:
+    """Refuse a batch with a prompt that has no cue, before any work is done.
+
+    Raises:
+        PromptError: Naming the first.
+    """
+    for prompt, entry in zip(batch.prompts, batch.resolved, strict=True):
+        if not entry.cue_positions:
+            where = f" ({prompt.source})" if prompt.source else ""
+            raise PromptError(
+                f"{prompt.text!r} has no cue{where}; give cue=, the words that decide the answer: a fact's subject, "
+                f"of a pair the word that its target agrees with"
+            )
+
+
 def alike(batch: PromptBatch, positions: str) -> list[tuple[list[int], tuple[int, ...]]]:
     """Prompts of one length, target position and unit positions, with those unit positions; short ones first."""
     groups: dict[tuple, list[int]] = {}

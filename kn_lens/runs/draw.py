@@ -53,7 +53,7 @@ def cued_prompts(
 
 
 def _some_groups(batch: PromptBatch, count: int, each: int, seed: int, *, twins: bool) -> PromptBatch:
-    """Some prompts of ``count`` groups drawn at random; with ``twins``, first those that have a mirror image, and it."""
+    """Some prompts of ``count`` groups drawn at random; with ``twins``, those with a mirror image first, and it."""
     rows = {(batch.prompts[at[0]].target, batch.prompts[at[0]].foil or ""): at for at in batch.groups.values()}
     words = list(rows)
     random.Random(seed).shuffle(words)

@@ -25,7 +25,7 @@ from kn_lens.forward import DEFAULT_MEMORY_BUDGET, CleanRun, Columns, Hook, byte
 from kn_lens.interventions import columns_of
 from kn_lens.progress import progress_bar
 from kn_lens.prompts.batch import PromptBatch, as_batch
-from kn_lens.prompts.positions import alike, positions_of
+from kn_lens.prompts.positions import alike, require_cues
 from kn_lens.prompts.prompt import Prompt
 from kn_lens.prompts.tokens import ResolvedPrompt
 from kn_lens.results import provenance
@@ -85,8 +85,7 @@ def attention_knockout(
     n_layers = model.cfg.n_layers
     width = _check_window(window, n_layers, heads)
     batch = as_batch(model, prompts)
-    for entry in batch.resolved:
-        positions_of(entry, "cue")  # a prompt without one is refused before any work
+    require_cues(batch)
     batch = keep_answered(model, batch)
     cuts = [
         _Cut(block, layer, window_of(layer, width, n_layers), head)

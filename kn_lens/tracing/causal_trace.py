@@ -21,7 +21,7 @@ from kn_lens.errors import SettingsError, near_matches
 from kn_lens.forward import DEFAULT_MEMORY_BUDGET, CleanRun, bytes_per_row, clean_run, run_in_chunks
 from kn_lens.progress import progress_bar
 from kn_lens.prompts.batch import PromptBatch, as_batch
-from kn_lens.prompts.positions import Positions, alike, positions_of
+from kn_lens.prompts.positions import Positions, alike, positions_of, require_cues
 from kn_lens.prompts.prompt import Prompt
 from kn_lens.results import provenance
 from kn_lens.streams import Stream, stream_of
@@ -104,8 +104,7 @@ def causal_trace(
     width = check_window(where, window)
     chosen = _chosen_layers(where, layers)
     batch = as_batch(model, prompts)
-    for entry in batch.resolved:
-        positions_of(entry, "cue")  # a prompt without one is refused before any work
+    require_cues(batch)
     spoiled = corruption_of(
         model,
         keep_answered(model, batch),

@@ -16,7 +16,6 @@ from kn_lens.forward import Hook
 from kn_lens.interventions import columns_of
 from kn_lens.models.kind import is_masked
 from kn_lens.prompts.batch import PromptBatch
-from kn_lens.prompts.positions import positions_of
 from kn_lens.prompts.tokens import ResolvedPrompt
 from kn_lens.tracing.swap import Swapped, Swaps, swap_partners
 
@@ -120,7 +119,7 @@ def corruption_of(
         raise SettingsError(f"swaps is given and the corruption is {name!r}; take corruption='swap'")
     swapped = swap_partners(model, batch, swaps) if name == "swap" else None
     batch = batch if swapped is None else swapped.batch
-    cues = torch.tensor([entry.ids[at] for entry in batch.resolved for at in positions_of(entry, "cue")])
+    cues = torch.tensor([entry.ids[at] for entry in batch.resolved for at in entry.cue_positions])
     embeddings = embedding_matrix(model)[cues.to(batch.tokens.device)].float()
     spread = noise * float(embeddings.std(correction=0)) if sigma is None else sigma
     return Corruption(

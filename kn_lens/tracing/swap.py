@@ -9,6 +9,7 @@ from typing import Any
 
 from kn_lens.errors import PromptError
 from kn_lens.prompts.batch import PromptBatch
+from kn_lens.prompts.positions import require_cues
 from kn_lens.prompts.prompt import Dropped, Prompt
 from kn_lens.prompts.tokens import ResolvedPrompt, TokenResolver, UnusablePrompt
 
@@ -46,6 +47,7 @@ def swap_partners(model: Any, batch: PromptBatch, swaps: Swaps | None = None) ->
         PromptError: If a prompt has no cue, a given swap does not fit (the nearest that does is named), or no prompt
             has a twin.
     """
+    require_cues(batch)
     resolver = TokenResolver(model, batch.prepend_bos)
     cues = [_cue_text(entry) for entry in batch.resolved]
     given = _given(cues, swaps)
@@ -135,13 +137,8 @@ def _with_cue(prompt: Prompt, cue: str) -> Prompt:
 
 
 def _cue_text(entry: ResolvedPrompt) -> str:
-    span = entry.prompt.cue_span()
-    if span is None or not entry.cue_positions:
-        raise PromptError(
-            f"{entry.prompt.text!r} has no cue, and tracing corrupts the cue; give cue= (the subject of a fact, the "
-            f"word that decides a pair)"
-        )
-    return (entry.prompt.prefix + entry.prompt.suffix)[span[0] : span[1]]
+    start, end = entry.prompt.cue_span() or (0, 0)
+    return (entry.prompt.prefix + entry.prompt.suffix)[start:end]
 
 
 def _given(cues: Sequence[str], swaps: Swaps | None) -> list[str] | None:

@@ -13,6 +13,7 @@ from kn_lens.streams import stream_of
 from kn_lens.tracing.corruption import corruption_of
 from kn_lens.tracing.metrics import METRICS, all_metrics
 from kn_lens.tracing.patched import Cell, patched
+from tests.helpers import save_random_model
 from tests.oracles import tracing as textbook
 from tests.questions import assert_same_state, likely_batch, state_of
 
@@ -258,6 +259,45 @@ def test_sigma_is_that_of_the_cues_embeddings(exact_model):
         assert trace.sigma == trace.settings["sigma"] == pytest.approx(2 * spread, rel=1e-5)
         again = kn.causal_trace(model, batch, sigma=trace.sigma, layers=[0], progress=False)
         assert torch.equal(again.corrupted["kl"], trace.corrupted["kl"])
+
+
+def bridge_of(family, folder):
+    import transformers
+    from transformer_lens.model_bridge import TransformerBridge
+
+    save_random_model(folder, family)
+    auto = transformers.AutoModelForMaskedLM if family == "bert" else transformers.AutoModelForCausalLM
+    bridge = TransformerBridge.boot_transformers(
+        str(folder),
+        hf_model=auto.from_pretrained(folder),
+        tokenizer=transformers.AutoTokenizer.from_pretrained(folder),
+    )
+    bridge.enable_compatibility_mode()
+    return bridge
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_bridge_gives_the_same(tmp_path, family):
+    """TransformerBridge runs all rows whole: slower, same numbers."""
+    bridge = bridge_of(family, tmp_path)
+    model = kn.load_model(str(tmp_path), device="cpu")
+    batch = tracing_batch(model, 2)
+    for stream in ("resid", "head"):
+        for direction in ("sufficiency", "necessity"):
+            options = {"stream": stream, "direction": direction, "severed": "mlp", "samples": 2, "sigma": 0.3}
+            expected = kn.causal_trace(model, batch, progress=False, **options)
+            found = kn.causal_trace(bridge, batch, progress=False, **options)
+            for name in METRICS:
+                torch.testing.assert_close(
+                    found.effects[name], expected.effects[name], rtol=1e-3, atol=1e-5, equal_nan=True
+                )
+
+
+def test_a_masked_bridge_is_refused(tmp_path):
+    """Its hooks have the names of HookedEncoder's and stand elsewhere."""
+    bridge = bridge_of("bert", tmp_path)
+    with pytest.raises(kn.ModelError, match=r"held as TransformerBridge.*take it as a HookedEncoder"):
+        kn.causal_trace(bridge, likely_batch(bridge).select([0]), progress=False)
 
 
 def test_draws_come_from_the_seed(exact_model):

@@ -203,5 +203,5 @@ def test_bad_settings(exact_model, options, message):
 def test_a_prompt_without_a_cue_is_named(exact_model):
     model = exact_model("gpt2")
     prompt = kn.Prompt("The cat that the boys know", target="is")
-    with pytest.raises(kn.PromptError, match="'The cat that the boys know' has none"):
+    with pytest.raises(kn.PromptError, match="'The cat that the boys know' has no cue"):
         attention_knockout(model, prompt, progress=False)
