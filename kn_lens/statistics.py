@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -276,16 +277,36 @@ def _z_sum(confidence: float, power: float) -> float:
 
 
 def bootstrap_mean(
-    values: Float[np.ndarray, "n column"], *, seed: int = 0, draws: int = 1000, confidence: float = 0.95
+    values: Float[np.ndarray, "n column"],
+    *,
+    clusters: Sequence[Hashable] | None = None,
+    seed: int = 0,
+    draws: int = 1000,
+    confidence: float = 0.95,
 ) -> tuple[Float[np.ndarray, " column"], Float[np.ndarray, " column"], Float[np.ndarray, " column"]]:
-    """Means of columns with percentile bootstrap intervals, whole rows resampled; of one row they are NaN."""
+    """Means of columns with percentile bootstrap intervals.
+
+    Args:
+        values: One row per observation.
+        clusters: A label for each row; rows of one label are resampled together. By default each row by itself.
+        seed: Of the draws.
+        draws: Bootstrap samples.
+        confidence: Of the intervals.
+
+    Returns:
+        Mean, low, high; the bounds are NaN where there is a single cluster.
+    """
     values = np.asarray(values, float)
-    n = len(values)
-    mean = values.mean(0) if n else np.full(values.shape[1], np.nan)
+    mean = values.mean(0) if len(values) else np.full(values.shape[1], np.nan)
+    labels = list(range(len(values))) if clusters is None else list(clusters)
+    members = {label: at for at, label in enumerate(dict.fromkeys(labels))}
+    n = len(members)
     if n < 2:
         return mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)
-    generator = np.random.default_rng(seed)
-    weights = generator.multinomial(n, np.full(n, 1 / n), size=draws) / n  # how often each row is drawn
-    drawn = weights @ values
+    at = np.array([members[label] for label in labels])
+    sums, sizes = np.zeros((n, values.shape[1])), np.bincount(at, minlength=n)
+    np.add.at(sums, at, values)
+    times = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws)  # how often each is drawn
+    drawn = (times @ sums) / (times @ sizes)[:, None]
     low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
     return mean, low, high

@@ -74,8 +74,8 @@ def stream_of(model: Any, name: str, allowed: tuple[str, ...] = get_args(StreamN
         raise SettingsError(f"no stream {name!r}.{near_matches(name, allowed)} Streams: {', '.join(allowed)}")
     if is_masked(model) and not can_step(model):
         raise ModelError(
-            f"{model_name(model)} is a masked model held as {type(model).__name__}, whose embedding and attention hooks "
-            f"stand behind a norm; tracing and patching take it as a HookedEncoder, which kn.load_model makes"
+            f"{model_name(model)} is a masked model held as {type(model).__name__}, whose embedding and attention "
+            f"hooks stand behind a norm; tracing and patching take it as a HookedEncoder, which kn.load_model makes"
         )
     cfg = model.cfg
     units = {

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from kn_lens.experiments.site_comparison import SiteComparison
 from kn_lens.localization.curve import AblationCurve
 from tests.test_cli import refused, run
 
@@ -40,11 +41,12 @@ def test_heads_writes_what_it_shows(compared: tuple[Path, str]) -> None:
     assert [figure.stem for figure in sorted((out / "figures").glob("*.html"))] == names
     sites = pd.read_parquet(out / "sites.parquet")
     assert sites["site"].tolist() == ["mlp", "head"] * 2
-    curve = AblationCurve.load(out / "curve-P36-head")
+    curve = AblationCurve.load(out / "P36-head" / "curve")
     table = pd.read_parquet(out / "curves.parquet").query("data == 'P36' and site == 'head'")
     assert table["flipped"].tolist() == pytest.approx(curve.to_frame()["flipped"].tolist())
     assert curve.settings["ablation"] == "resample"
     assert len(pd.read_parquet(out / "units.parquet")) > 0
+    assert SiteComparison.load(out).findings() == manifest["findings"]
 
 
 @pytest.mark.parametrize(
@@ -56,6 +58,7 @@ def test_heads_writes_what_it_shows(compared: tuple[Path, str]) -> None:
         (("--prompts", 1), "1 prompt of each group cannot be both searched and tested"),
         (("--positions", "cues"), "no positions 'cues'"),
         (("--controls", 0), "controls is 0; give at least 1 draw"),
+        (("--groups", 1, "--ablation", "mean"), "which in a single group have the same answer: draw 2 groups or more"),
     ],
 )
 def test_heads_refuses(arguments: tuple[object, ...], words: str) -> None:

@@ -19,7 +19,7 @@ def patch(
     ] = "head",
     positions: Annotated[str, typer.Option(help="each (one position at a time) or sum (all at once).")] = "each",
     direction: DirectionOption = "sufficiency",
-    metric: MetricOption = "logit_difference",
+    metric: MetricOption = None,
     attribution: Annotated[
         bool, typer.Option("--attribution/--no-attribution", help="Also the estimate from a gradient.")
     ] = True,
@@ -31,6 +31,7 @@ def patch(
     dtype: Dtype = "float32",
 ) -> None:
     """Patch single states between each sentence and its twin: which of them carry the answer?"""
+    from kn_lens.plots.wording import INTERVALS
     from kn_lens.prompts.load import load_data
     from kn_lens.runs.output import check_output
     from kn_lens.runs.patch import PatchSettings, findings, save_patches
@@ -57,7 +58,8 @@ def patch(
         explain(entry, loaded)
         found.append(run(loaded, entry, settings))
         report_dropped(entry.name, found[-1].exact.dropped)
-        show(found[-1].top(), f"{entry.name}: largest mean effects on {metric}, 95 % intervals")
+        title = f"{entry.name}: largest mean effects on {found[-1].exact.metric}, {INTERVALS}"
+        show(found[-1].top(), title)
         sentences += findings(found[-1])
     for sentence in sentences:
         typer.echo(f"• {sentence}")
@@ -73,7 +75,7 @@ def knockout(
         int | None, typer.Option(help="Layers cut together; by default 9, fewer in a shallow model, 1 with --heads.")
     ] = None,
     heads: Annotated[bool, typer.Option("--heads", help="Cut one head at a time.")] = False,
-    metric: MetricOption = "logit_difference",
+    metric: MetricOption = None,
     groups: Groups = 10,
     prompts: FewPrompts = None,
     seed: Seed = 0,
@@ -82,6 +84,7 @@ def knockout(
     dtype: Dtype = "float32",
 ) -> None:
     """Keep the answer's position from attending to the cue, to itself, to the rest: what does the answer lose?"""
+    from kn_lens.plots.wording import INTERVALS
     from kn_lens.prompts.load import load_data
     from kn_lens.runs.knockout import KnockoutSettings, findings, save_knockouts
     from kn_lens.runs.knockout import knockout as run
@@ -101,7 +104,9 @@ def knockout(
         explain(entry, loaded)
         found.append(run(loaded, entry, settings))
         report_dropped(entry.name, found[-1].trace.dropped)
-        show(found[-1].peaks().drop(columns="data"), f"{entry.name}: largest mean loss of {metric}, 95 % intervals")
+        what = found[-1].trace.metric
+        title = f"{entry.name}: largest mean {'move, kl' if what == 'kl' else f'loss of {what}'}, {INTERVALS}"
+        show(found[-1].peaks().drop(columns="data"), title)
         sentences += findings(found[-1])
     for sentence in sentences:
         typer.echo(f"• {sentence}")

@@ -6,12 +6,28 @@ from typing import Annotated
 
 import typer
 
-from kn_lens.cli.options import DataNames, Device, Dtype, FewPrompts, Groups, ModelName, Out, Seed, load
+from kn_lens.cli.options import (
+    DataNames,
+    Device,
+    Dtype,
+    FewPrompts,
+    Groups,
+    ModelName,
+    Out,
+    PositionsOption,
+    Seed,
+    load,
+)
 from kn_lens.errors import SettingsError
 from kn_lens.runs.console import explain, report_dropped, show, written
 
 MetricOption = Annotated[
-    str, typer.Option("--metric", help="logit_difference, log_probability, probability or kl; all are written.")
+    str | None,
+    typer.Option(
+        "--metric",
+        help="logit_difference (default; of two-prefix pairs log_probability), log_probability, probability or kl; all "
+        "are written.",
+    ),
 ]
 DirectionOption = Annotated[
     str, typer.Option("--direction", help="sufficiency (clean into corrupted) or necessity (corrupted into clean).")
@@ -28,12 +44,16 @@ def trace(
     window: Annotated[
         int | None, typer.Option(help="Layers restored together; by default 1, for mlp and attn 10 or fewer.")
     ] = None,
-    metric: MetricOption = "logit_difference",
+    metric: MetricOption = None,
     samples: Annotated[int, typer.Option(help="Draws of noise.")] = 10,
     noise: Annotated[float, typer.Option(help="σ of the noise, in standard deviations of the cues' embeddings.")] = 3.0,
+    sigma: Annotated[
+        float | None, typer.Option(help="σ of the noise itself, as another run's manifest has it.")
+    ] = None,
     severed: Annotated[str | None, typer.Option(help="mlp or attn: hold them after the restored layers.")] = None,
     direction: DirectionOption = "sufficiency",
     layers: Annotated[str | None, typer.Option(help="Only these layers, as 3,4.")] = None,
+    positions: PositionsOption = "all",
     groups: Groups = 10,
     prompts: FewPrompts = None,
     seed: Seed = 0,
@@ -42,6 +62,7 @@ def trace(
     dtype: Dtype = "float32",
 ) -> None:
     """Corrupt the cue, restore one state at a time: where does the answer come back?"""
+    from kn_lens.plots.wording import INTERVALS
     from kn_lens.prompts.load import load_data
     from kn_lens.runs.output import check_output
     from kn_lens.runs.trace import TraceSettings, findings, save_traces
@@ -54,9 +75,11 @@ def trace(
         metric=metric,
         samples=samples,
         noise=noise,
+        sigma=sigma,
         severed=severed,
         direction=direction,
         layers=None if layers is None else _layers(layers),
+        positions=positions,
         groups=groups or None,
         prompts=prompts,
         seed=seed,
@@ -72,7 +95,8 @@ def trace(
         explain(entry, loaded)
         found.append(run(loaded, entry, settings))
         report_dropped(entry.name, found[-1].first.dropped)
-        show(found[-1].peaks().drop(columns="data"), f"{entry.name}: largest mean effects on {metric}, 95 % intervals")
+        title = f"{entry.name}: largest mean effects on {found[-1].first.metric}, {INTERVALS}"
+        show(found[-1].peaks().drop(columns="data"), title)
         sentences += findings(found[-1])
     for sentence in sentences:
         typer.echo(f"• {sentence}")

@@ -35,7 +35,11 @@ class UnitColumns:
     def __init__(self, columns: Sequence[Int[np.ndarray, " unit"]], site: Site) -> None:
         self.count, self.n_units = len(columns), site.n_units
         sizes = [len(units) for units in columns]
-        flat = np.concatenate([np.asarray(units, dtype=np.int64) for units in columns])
+        columns = [np.asarray(units, dtype=np.int64) for units in columns]
+        flat = np.concatenate(columns)
+        seen: dict[bytes, int] = {}
+        self.sets = [seen.setdefault(np.sort(units).tobytes(), at) for at, units in enumerate(columns)]
+        """For each column, the first one of the same units."""
         column = np.repeat(np.arange(self.count), sizes)
         layer, index = flat // site.n_units, flat % site.n_units
         self._entries = {

@@ -11,11 +11,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from kn_lens.editing.controls import distinct_draws, p_among, percentile_of
 from kn_lens.prompts.prompt import Dropped, Prompt
 from kn_lens.results import Result
 from kn_lens.scoring import correct_answers
 from kn_lens.sites import Unit
-from kn_lens.statistics import benjamini_hochberg, compare_before_after, percentile_among, wilson_interval
+from kn_lens.statistics import benjamini_hochberg, compare_before_after, wilson_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,6 +42,7 @@ class UnitEffect(Result):
         factor: What they were multiplied by; 0 also where they were set to a value (``settings["ablation"]``).
         prompts: The prompts, in order.
         dropped: Prompts left out, with reasons.
+        drawn: Which set of units each draw takes from each prompt: equal numbers of a prompt are equal sets.
     """
 
     target: Float[Tensor, "prompt column"]
@@ -55,6 +57,7 @@ class UnitEffect(Result):
     factor: float
     prompts: tuple[Prompt, ...]
     dropped: tuple[Dropped, ...] = ()
+    drawn: Int[Tensor, "prompt draw"] | None = None
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -67,9 +70,12 @@ class UnitEffect(Result):
     @property
     def flipped(self) -> Bool[Tensor, "prompt column"]:
         """Answers that differ from those before: the preference of a pair, the top token of a fact."""
-        is_pair = ~(self.foil.isnan() & self.rival.isnan())
-        changed_preference = self.correct != self.correct[:, :1]
-        return torch.where(is_pair, changed_preference, self.top != self.top[:, :1])
+        return flipped_answers(self.correct, self.top, self.foil, self.rival)
+
+    @property
+    def distinct_draws(self) -> int:
+        """How many of the control draws differ: a layer of few heads has few sets to draw."""
+        return self.target[:, CONTROLS].shape[1] if self.drawn is None else distinct_draws(self.drawn)
 
     @property
     def edit(self) -> str:
@@ -88,6 +94,7 @@ class UnitEffect(Result):
         }
         return replace(
             self,
+            drawn=None if self.drawn is None else self.drawn[rows],
             prompts=tuple(self.prompts[row] for row in rows),
             units=tuple(self.units[row] for row in rows),
             **tensors,
@@ -97,7 +104,8 @@ class UnitEffect(Result):
         """Accuracy before and after with Wilson intervals, flips, and percentiles among the controls.
 
         A percentile says how many of the control draws fell below the edit: near 0 for accuracy or
-        near 100 for flips means more than chance units do.
+        near 100 for flips means more than chance units do. ``p_accuracy`` and ``p_flipped`` are (1 + draws that do at
+        least as much) / (1 + draws). All are NaN with fewer than 20 distinct draws.
         """
         right = self.correct.float().mean(0)
         flips = self.flipped.float().mean(0)
@@ -116,9 +124,13 @@ class UnitEffect(Result):
             }
         row |= {"flipped": float(flips[AFTER]), "log_probability_change": float(change[AFTER])}
         if self.target.shape[1] > 2:
+            distinct = self.distinct_draws
+            row |= {"draws": self.target.shape[1] - 2, "distinct_draws": distinct}
             for name, values in (("accuracy", right), ("flipped", flips), ("log_probability_change", change)):
                 row[f"control_{name}"] = float(values[CONTROLS].mean())
-                row[f"percentile_{name}"] = percentile_among(float(values[AFTER]), values[CONTROLS].numpy())
+                row[f"percentile_{name}"] = percentile_of(float(values[AFTER]), values[CONTROLS].numpy(), distinct)
+            for name, values, low in (("accuracy", right, True), ("flipped", flips, False)):
+                row[f"p_{name}"] = p_among(float(values[AFTER]), values[CONTROLS].numpy(), distinct, low=low)
         return row
 
     def to_frame(self) -> pd.DataFrame:
@@ -165,6 +177,17 @@ class UnitEffect(Result):
                 "flipped": self.flipped[:, AFTER],
             }
         )
+
+
+def flipped_answers(
+    correct: Bool[Tensor, "prompt column"],
+    top: Int[Tensor, "prompt column"],
+    foil: Float[Tensor, "prompt column"],
+    rival: Float[Tensor, "prompt column"],
+) -> Bool[Tensor, "prompt column"]:
+    """Answers that differ from those of column 0: the preference where there is a foil or rival, else the top token."""
+    is_pair = ~(foil.isnan() & rival.isnan())
+    return torch.where(is_pair, correct != correct[:, :1], top != top[:, :1])
 
 
 def layer_counts(units: Sequence[Unit], n_layers: int) -> list[int]:

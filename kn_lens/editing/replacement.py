@@ -7,6 +7,7 @@ so stays among the states that it was trained on (Zhang and Nanda 2023). A head'
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
@@ -22,6 +23,9 @@ from kn_lens.models.stepping import target_logits
 from kn_lens.prompts.batch import PromptBatch
 from kn_lens.prompts.positions import positions_of
 from kn_lens.sites import Site
+from kn_lens.tracing.answered import WRONG
+
+log = logging.getLogger(__name__)
 
 Ablation = Literal["zero", "mean", "resample"]
 """``zero``: the unit's value times the factor, 0. ``mean``: its mean over the chosen positions of all prompts of the
@@ -84,6 +88,8 @@ class Replacement:
 
     Raises:
         SettingsError: If the batch has a single prompt: there is nothing to average over or to draw from.
+
+    Prompts of one group only are taken with a warning: their values come from prompts with the same answer.
     """
 
     def __init__(
@@ -98,9 +104,21 @@ class Replacement:
         memory_budget: float,
     ) -> None:
         if len(batch) < 2:
+            wrong = sum(entry.reason == WRONG for entry in batch.dropped)
+            left = "there is a single one"
+            if wrong:
+                left = f"of {1 + wrong} a single one is left ({wrong} answered wrongly)"
             raise SettingsError(
-                f"ablation={ablation!r} takes values from the other prompts, and there is a single one: give more "
-                f"prompts, or take ablation='zero'"
+                f"ablation={ablation!r} takes values from the other prompts, and {left}: give more prompts, or take "
+                f"ablation='zero'"
+            )
+        if len(batch.groups) < 2:
+            log.warning(
+                "ablation=%r: all %d prompts are of the group %r, so units are set to values of prompts with the same "
+                "answer and may still say it; prompts of several groups tell more",
+                ablation,
+                len(batch),
+                next(iter(batch.groups)),
             )
         self.model, self.batch, self.site, self.layers, self.seed = model, batch, site, layers, seed
         self.positions = [positions_of(entry, positions) for entry in batch.resolved]
@@ -182,9 +200,18 @@ class Replacement:
         return store
 
 
+def group_names(batch: PromptBatch) -> list[str]:
+    """The group of each prompt; a prompt without one is of its target's."""
+    names = [""] * len(batch)
+    for name, indices in batch.groups.items():
+        for index in indices:
+            names[index] = name
+    return names
+
+
 def draw_donors(batch: PromptBatch, seed: int) -> list[int]:
     """For each prompt another one, of another group where there is one."""
-    names = [prompt.group or prompt.target for prompt in batch.prompts]
+    names = group_names(batch)
     donors = []
     for index, name in enumerate(names):
         others = [other for other, its in enumerate(names) if its != name]

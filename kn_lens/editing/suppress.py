@@ -15,7 +15,7 @@ from torch import Tensor
 from kn_lens.editing.controls import with_controls
 from kn_lens.editing.edited_columns import FIRST_PROBE, FOIL, TARGET, TOP, EditedColumns, UnitColumns
 from kn_lens.editing.effect import UnitEffect
-from kn_lens.editing.replacement import Ablation, check_ablation
+from kn_lens.editing.replacement import Ablation, check_ablation, group_names
 from kn_lens.errors import PromptError, SettingsError, UnitsError
 from kn_lens.forward import DEFAULT_MEMORY_BUDGET
 from kn_lens.progress import progress_bar
@@ -62,7 +62,7 @@ def suppress(
         positions: Where they are scaled: ``"target"`` (default), ``"cue_last"``, ``"cue"``, ``"all"``.
         probes: Words whose probability is compared, each one token; by default the most frequent
             targets and foils, at most 12.
-        controls: Draws of as many random other units of the same layers, 100 by default.
+        controls: Draws of as many random units of the same layers (other neurons; any heads), 100 by default.
         seed: Of the draws.
         memory_budget: Bytes that the rows of one pass may take.
         progress: Show a progress bar.
@@ -89,11 +89,12 @@ def suppress(
     if controls < 0:
         raise SettingsError(f"controls is {controls}; give 0 or more draws")
     names, probe_ids = _probes(model, batch, probes)
+    columns = _columns(batch, by_prompt, where, controls, seed)
     run = EditedColumns(
         model,
         where,
         batch,
-        _columns(batch, by_prompt, where, controls, seed),
+        columns,
         factor=factor,
         positions=positions,
         ablation=ablation,
@@ -121,6 +122,7 @@ def suppress(
         factor=factor,
         prompts=batch.prompts,
         dropped=batch.dropped,
+        drawn=torch.tensor([own.sets[1:] for own in columns], dtype=torch.long),
         settings={
             "site": site,
             "factor": factor,
@@ -164,11 +166,6 @@ def _columns(
             made[name] = UnitColumns.of_units([*with_controls(units, site, controls, f"{seed}:{name}")], site)
         columns.append(made[name])
     return columns
-
-
-def group_names(batch: PromptBatch) -> list[str]:
-    """The group of each prompt; a prompt without one is of its target's."""
-    return [prompt.group or prompt.target for prompt in batch.prompts]
 
 
 def _units_by_prompt(batch: PromptBatch, units: Units) -> list[list[Unit]]:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kn_lens._version import __version__
 from kn_lens.editing.effect import UnitEffect
+from kn_lens.errors import OutputError
 from kn_lens.experiments.sites_findings import sites_findings
 from kn_lens.localization.curve import AblationCurve, HalfPoint
 from kn_lens.localization.localize import Localization
@@ -19,6 +24,9 @@ from kn_lens.sites import UNIT_NAMES
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
+
+
+_FIELDS = "comparison.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +53,27 @@ class SiteResult:
         """Where the units live."""
         return self.curve.site
 
+    def save(self, folder: Path) -> Path:
+        """Write attribution, effect and curve into subfolders."""
+        self.found.save(folder)
+        self.effect.save(folder / "effect")
+        self.curve.save(folder / "curve")
+        return folder
+
+    @classmethod
+    def load(cls, folder: Path) -> SiteResult:
+        """Read back what :meth:`save` wrote."""
+        return cls(
+            found=Localization.load(folder),
+            effect=UnitEffect.load(folder / "effect"),
+            curve=AblationCurve.load(folder / "curve"),
+        )
+
     def row(self) -> dict[str, Any]:
         """All measures; bounds of intervals end in ``low`` and ``high``."""
-        measures, edit = self.found.summary(), self.effect.summary()
+        measures, edit, nan = self.found.summary(), self.effect.summary(), float("nan")
+        flips = self.curve.flipped.float().mean(0)
+        random_flips = self.curve.control_flipped.float().mean((0, 2))
         one_percent = max(1, round(self.curve.n_units / 100))
         return {
             "data": self.data,
@@ -65,11 +91,20 @@ class SiteResult:
             "accuracy after": edit["accuracy_after"],
             "accuracy after low": edit["accuracy_after_low"],
             "accuracy after high": edit["accuracy_after_high"],
-            "accuracy after, random": edit["control_accuracy"],
-            "accuracy percentile": edit["percentile_accuracy"],
+            "accuracy after, random": edit.get("control_accuracy", nan),
+            "accuracy percentile": edit.get("percentile_accuracy", nan),
+            "accuracy p": edit.get("p_accuracy", nan),
+            "draws": edit.get("draws", 0),
+            "distinct draws": edit.get("distinct_draws", 0),
             "flipped": edit["flipped"],
-            "flipped, random": edit["control_flipped"],
+            "flipped, random": edit.get("control_flipped", nan),
+            "answered rightly": len(self.curve),
+            "answered rightly, groups": len(self.curve.groups),
             "answered wrongly": self.curve.answered_wrongly,
+            "flipped at most": float(flips.max()),
+            "flipped at most, random": float(random_flips.max()),
+            "flipped at the largest k": float(flips[-1]),
+            "largest k": self.curve.ks[-1],
             **_half_columns(self.curve.k_half(), ""),
             **_half_columns(self.curve.control_k_half(), ", random"),
         }
@@ -93,11 +128,56 @@ class SiteComparison:
     settings: dict[str, Any]
     provenance: dict[str, Any]
 
+    def save(self, folder: str | Path) -> Path:
+        """Write everything into ``folder`` (made if needed), each data set and site into a subfolder.
+
+        Raises:
+            OutputError: If it cannot be written.
+        """
+        folder = Path(folder)
+        names: list[str] = []
+        for entry in self.entries:
+            name = re.sub(r"[^\w.-]+", "-", f"{entry.data}-{entry.site}")
+            names.append(name if name not in names else f"{name}-{len(names)}")
+            entry.save(folder / names[-1])
+        fields = {
+            "kind": type(self).__name__,
+            "kn_lens": __version__,
+            "entries": names,
+            **{name: getattr(self, name) for name in ("model", "n_layers", "settings", "provenance")},
+        }
+        try:
+            (folder / _FIELDS).write_text(json.dumps(fields, indent=1, ensure_ascii=False), encoding="utf-8")
+        except OSError as error:
+            raise OutputError(f"cannot write {folder}: {error.strerror or error}") from None
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path) -> SiteComparison:
+        """Read back what :meth:`save` wrote.
+
+        Raises:
+            OutputError: If the folder holds no comparison, or a damaged one.
+        """
+        folder = Path(folder)
+        try:
+            fields = json.loads((folder / _FIELDS).read_text(encoding="utf-8"))
+            entries = tuple(SiteResult.load(folder / name) for name in fields["entries"])
+            return cls(
+                entries=entries,
+                **{name: fields[name] for name in ("model", "n_layers", "settings", "provenance")},
+            )
+        except OutputError:
+            raise
+        except (OSError, ValueError, KeyError) as error:
+            raise OutputError(f"{folder} holds no readable comparison of sites ({error})") from None
+
     def to_frame(self) -> pd.DataFrame:
         """One row per data set and site.
 
-        Columns ``half: …`` tell where half of the answers flip: NaN where they never do on the curve (the bounds of the
-        interval are then infinite).
+        Columns ``half: …`` tell where half of the answers flip, of prompts answered rightly: units taken away (mean
+        over prompts; the rung of the curve is ``half: k``), NaN where they never do on the curve (the bounds of the
+        interval are then infinite). Their intervals are over groups; those of accuracy are Wilson's over prompts.
         """
         import pandas as pd
 
@@ -178,7 +258,12 @@ class SiteComparison:
 
 def _half_columns(point: HalfPoint, of: str) -> dict[str, float]:
     columns = {}
-    for name, estimate in (("k", point.k), ("share of units", point.share), ("norm", point.norm)):
+    for name, estimate in (
+        ("units", point.taken),
+        ("k", point.k),
+        ("share of units", point.share),
+        ("norm", point.norm),
+    ):
         columns |= {
             f"half: {name}{of}": estimate.value,
             f"half: {name}{of} low": estimate.low,

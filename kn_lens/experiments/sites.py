@@ -5,19 +5,21 @@ units found away costs in accuracy, and how much must go before half of the answ
 things, so the last is counted in three currencies, each beside random units of the same layers: units, share of all
 units of the site, and size of the output taken away over the size of the residual stream.
 
-A fact's answer flips when another token comes out on top, a pair's when its preference turns: a model that knows
-nothing still prefers the right word in about half of the pairs, so that half is nearly all that can flip.
+A fact's answer flips when another token comes out on top, which is one of many; a pair's when its preference turns,
+which is one of two. The table says how many flip at most and at the largest k.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+from kn_lens.editing.effect import UnitEffect
 from kn_lens.editing.replacement import Ablation, check_ablation
 from kn_lens.editing.suppress import suppress
 from kn_lens.editing.taken_away import check_writes
-from kn_lens.errors import PromptError, SettingsError
+from kn_lens.errors import KnLensError, PromptError, SettingsError
 from kn_lens.experiments.site_comparison import SiteComparison, SiteResult
 from kn_lens.localization.ablation import ablation_curve
 from kn_lens.localization.localize import Localization, LocalizeSettings, localize
@@ -27,6 +29,7 @@ from kn_lens.prompts.load import load_data
 from kn_lens.prompts.minimal_pairs import MinimalPairs
 from kn_lens.prompts.positions import Positions
 from kn_lens.prompts.relations import Relation
+from kn_lens.tracing.answered import keep_answered
 
 DATA = ("P36", "subject_verb_agreement")
 SITES = ("mlp", "head")
@@ -67,9 +70,10 @@ def compare_sites(
         progress: Show progress bars.
 
     Raises:
-        SettingsError: For an unknown site, position or ablation, no data or sites, or too few prompts or draws.
+        SettingsError: For an unknown site, position or ablation, no data or sites, too few prompts or draws, or an
+            ablation by values of other prompts where all are of one group.
         DataError: For unknown data.
-        PromptError: If the model answers none of a data set's held-out prompts rightly.
+        PromptError: If the model answers none of a data set's held-out prompts rightly; data set and site are named.
     """
     named = [data] if isinstance(data, (str, Relation, MinimalPairs)) else list(data)
     sets = [load_data(entry) if isinstance(entry, str) else entry for entry in named]
@@ -86,8 +90,11 @@ def compare_sites(
     for entry in sets:
         for site in sites:
             wanted = LocalizeSettings(site=site, positions=positions, groups=groups, prompts=per_group, seed=seed)
-            found = localize(model, entry, wanted, progress=progress)
-            entries.append(_take_away(model, found, controls, seed, positions, ablation, progress))
+            try:
+                found = localize(model, entry, wanted, progress=progress)
+                entries.append(take_away(model, found, controls, seed, positions, ablation, progress))
+            except KnLensError as error:
+                raise type(error)(f"{entry.name}, site {site}: {error}") from error
     return SiteComparison(
         entries=tuple(entries),
         model=model_name(model),
@@ -106,29 +113,53 @@ def compare_sites(
     )
 
 
-def _take_away(
+def take_away(
     model: Any, found: Localization, controls: int, seed: int, positions: Positions, ablation: Ablation, progress: bool
 ) -> SiteResult:
+    """Take away what was found on one half of the prompts from the other: the units found, and more and more."""
     if not found.test:
         raise PromptError(
-            f"no prompts of {found.data} are left to test on: each group drawn has a single one that "
+            f"no prompts are left to test on: each group drawn has a single one that "
             f"{model_name(model)} can be asked; take more groups, or data with more prompts of each"
         )
     held_out = PromptBatch.from_prompts(model, [found.scores.prompts[index] for index in found.test])
+    answered = keep_answered(model, held_out, "ablation curves")
+    if ablation != "zero":
+        _check_groups(answered, len(held_out), ablation)
     site: str = found.scores.site
     shared: dict[str, Any] = {"positions": positions, "ablation": ablation, "seed": seed, "progress": progress}
     units = {group: list(result.units) for group, result in found.found.items()}
     return SiteResult(
         found=found,
-        effect=suppress(model, held_out, units, site=site, controls=controls, **shared),
+        effect=suppress(model, held_out, units, site=site, controls=controls, **shared)
+        if any(units.values())
+        else _no_effect(model, held_out, site, shared),
         curve=ablation_curve(
             model,
-            held_out,
+            answered,
             found.scores.select(found.selection),
             controls=min(controls, _MOST_CURVE_DRAWS),
             **shared,
         ),
     )
+
+
+def _no_effect(model: Any, batch: PromptBatch, site: str, shared: dict[str, Any]) -> UnitEffect:
+    """No units were found: answers after are those before, and there is nothing to draw at random."""
+    # A factor of 1 changes no bit of any answer.
+    kept = suppress(model, batch, [(0, 0)], factor=1.0, site=site, controls=0, **{**shared, "ablation": "zero"})
+    settings = {**kept.settings, "factor": 0.0, "ablation": shared["ablation"]}
+    return replace(kept, units=((),) * len(batch), factor=0.0, settings=settings)
+
+
+def _check_groups(batch: PromptBatch, asked: int, ablation: str) -> None:
+    """Values of prompts with the same answer take nothing of the answer away."""
+    if len(batch.groups) < 2:
+        raise SettingsError(
+            f"ablation={ablation!r} sets units to values from other prompts, and of {asked} held-out prompts those "
+            f"answered rightly ({len(batch)}) are all of the group {next(iter(batch.groups))!r}, with the same answer: "
+            f"draw more groups, or take ablation='zero'"
+        )
 
 
 def check_comparison(
@@ -158,6 +189,11 @@ def check_comparison(
     check_ablation(ablation)
     if groups is not None and groups < 1:
         raise SettingsError(f"groups is {groups}; give 1 or more, or None for all")
+    if groups == 1 and ablation != "zero":
+        raise SettingsError(
+            f"ablation={ablation!r} sets units to values from other prompts, which in a single group have the same "
+            f"answer: draw 2 groups or more, or take ablation='zero'"
+        )
     if per_group is not None and per_group < 2:
         raise SettingsError(f"{per_group} prompt of each group cannot be both searched and tested; take 2 or more")
     if controls < 1:

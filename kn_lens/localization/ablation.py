@@ -18,12 +18,14 @@ from torch import Tensor
 from kn_lens.attribution.scores import AttributionScores
 from kn_lens.editing.controls import nested_controls
 from kn_lens.editing.edited_columns import FOIL, TARGET, TOP, EditedColumns, Measured, UnitColumns
-from kn_lens.editing.replacement import Ablation, check_ablation
-from kn_lens.editing.suppress import check_single_tokens, group_names
+from kn_lens.editing.effect import flipped_answers
+from kn_lens.editing.replacement import Ablation, check_ablation, group_names
 from kn_lens.editing.taken_away import check_writes
 from kn_lens.errors import SettingsError, UnitsError
 from kn_lens.forward import DEFAULT_MEMORY_BUDGET
 from kn_lens.localization.curve import AblationCurve
+from kn_lens.models.hashing import weights_hash
+from kn_lens.models.kind import model_name
 from kn_lens.progress import progress_bar
 from kn_lens.prompts.batch import PromptBatch, as_batch
 from kn_lens.prompts.positions import Positions
@@ -80,14 +82,13 @@ def ablation_curve(
     site = site_of(model, scores.site)
     check_writes(site.name)
     check_ablation(ablation)
-    _check_scores(scores, site)
+    _check_scores(model, scores, site)
     if controls < 1:
         raise SettingsError(f"controls is {controls}; give at least 1 draw: a curve means little without its control")
     where: Any = positions or scores.settings.get("positions", "target")
     ladder = _ladder(ks, site)
     batch = as_batch(model, prompts)
-    check_single_tokens(batch, "the ablation curve")
-    batch = keep_answered(model, _of_searched_groups(batch, scores))
+    batch = keep_answered(model, _of_searched_groups(batch, scores), "ablation curves")
     plans = {
         name: _plan(_ranked(scores.values[indices].mean(0)), ladder, site, controls, f"{seed}:{name}")
         for name, indices in scores.groups.items()
@@ -166,15 +167,11 @@ def _curves(
     """The fields of the curve that are measured, ``[prompt, k]`` and ``[prompt, k, draw]``."""
     target, foil, top = (found.answers[..., at] for at in (TARGET, FOIL, TOP))
     nan = torch.full_like(target, float("nan"))
-    has_foil = (batch.foil_ids >= 0).cpu()[:, None]
-    correct = correct_answers(
-        top == batch.target_ids.cpu()[:, None],
-        target,
-        torch.where(has_foil, foil, nan),
-        nan if rival is None else rival,
-    )
-    is_pair = has_foil | torch.tensor(rival is not None)
-    flipped = torch.where(is_pair, correct != correct[:, :1], top != top[:, :1])
+    foil = torch.where((batch.foil_ids >= 0).cpu()[:, None], foil, nan)
+    against = nan if rival is None else rival
+    correct = correct_answers(top == batch.target_ids.cpu()[:, None], target, foil, against)
+    flipped = flipped_answers(correct, top, foil, against)
+    drawn = torch.tensor([plan.columns.sets for plan in plans])
     assert found.norm is not None
     assert found.stream is not None
     # Columns are k by k, the top units before their draws; a k that adds nothing has the values of its source.
@@ -186,9 +183,12 @@ def _curves(
             ("correct", correct[:, 1:]),
             ("target", target[:, 1:]),
             ("norm", found.norm),
+            ("drawn", drawn),
         )
     }
+    drawn = by_k.pop("drawn")[..., 1:]
     return {
+        "drawn": drawn,
         **{name: values[..., 0] for name, values in by_k.items()},
         **{f"control_{name}": values[..., 1:] for name, values in by_k.items()},
         "clean_target": target[:, 0],
@@ -214,12 +214,18 @@ def _ladder(ks: Sequence[int] | None, site: Site) -> tuple[int, ...]:
     return (*sorted(k for k in rungs if k < most), most)
 
 
-def _check_scores(scores: AttributionScores, site: Site) -> None:
+def _check_scores(model: Any, scores: AttributionScores, site: Site) -> None:
     if scores.values.shape[1:] != (site.n_layers, site.n_units):
         layers, units = scores.values.shape[1:]
         raise UnitsError(
             f"the scores are of {layers} layers with {units} units, and this model has {site.n_layers} with "
             f"{site.n_units} at site {site.name!r}: attribute in this model first"
+        )
+    made = scores.provenance.get("weights_hash")
+    if made is not None and made != weights_hash(model):
+        raise UnitsError(
+            f"the scores are of {scores.provenance.get('model', 'a model')} with other weights, or another "
+            f"number type, than the {model_name(model)} given: attribute in this model first"
         )
 
 

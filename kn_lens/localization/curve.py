@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from kn_lens.prompts.prompt import Dropped, Prompt
+from kn_lens.editing.controls import distinct_draws, p_among, percentile_of
+from kn_lens.prompts.prompt import Dropped, Prompt, group_indices
 from kn_lens.results import Result
-from kn_lens.statistics import bootstrap_mean, percentile_among
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,11 +22,13 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A number with its percentile bootstrap interval over prompts.
+    """A number with its percentile bootstrap interval over groups of prompts.
+
+    The prompts of a group are near-copies of each other, so whole groups are resampled.
 
     Attributes:
         value: NaN where it is not reached on the curve.
-        low, high: Infinite where so many of the resampled curves do not reach it; NaN of a single prompt.
+        low, high: Infinite where so many of the resampled curves do not reach it; NaN of a single group.
     """
 
     value: float
@@ -39,12 +41,14 @@ class HalfPoint:
     """Where half of the answers flip, in three currencies.
 
     Attributes:
-        k: Units taken away: the smallest k of the curve.
-        share: As a share of all units of the site.
+        k: The rung: the smallest k of the curve.
+        taken: Units in fact taken away there, mean over prompts: fewer than k where fewer have a score above 0.
+        share: These as a share of all units of the site.
         norm: As the norm of the output taken away, over the norm of the residual stream; mean over prompts.
     """
 
     k: Estimate
+    taken: Estimate
     share: Estimate
     norm: Estimate
 
@@ -70,6 +74,7 @@ class AblationCurve(Result):
         answered_wrongly: Prompts that took no part since they were answered wrongly before.
         prompts: The prompts, in order.
         dropped: Prompts left out, with reasons; those answered wrongly among them.
+        drawn: Which set of units each draw takes: equal numbers of a prompt and k are equal sets.
     """
 
     ks: tuple[int, ...]
@@ -90,9 +95,22 @@ class AblationCurve(Result):
     answered_wrongly: int
     prompts: tuple[Prompt, ...]
     dropped: tuple[Dropped, ...] = ()
+    drawn: Int[Tensor, "prompt k draw"] | None = None
 
     def __len__(self) -> int:
         return len(self.prompts)
+
+    @property
+    def groups(self) -> dict[str, list[int]]:
+        """Indices of the prompts of each group, in order of appearance."""
+        return group_indices(self.prompts)
+
+    @property
+    def distinct_draws(self) -> list[int]:
+        """At each k, how many of the random draws differ: a layer of few heads has few sets to draw."""
+        if self.drawn is None:
+            return [self.control_flipped.shape[-1]] * len(self.ks)
+        return [distinct_draws(self.drawn[:, at]) for at in range(len(self.ks))]
 
     @property
     def relative_norm(self) -> Float[Tensor, "prompt k"]:
@@ -105,7 +123,7 @@ class AblationCurve(Result):
         return self.control_norm / self.stream[:, None, None]
 
     def k_half(self, *, draws: int = 1000, confidence: float = 0.95, seed: int = 0) -> HalfPoint:
-        """The smallest k at which half of the answers flip, in three currencies, with intervals over prompts."""
+        """The smallest k at which half of the answers flip, in three currencies, with intervals over groups."""
         return self._half(self.flipped.numpy().astype(float), self.relative_norm.numpy(), draws, confidence, seed)
 
     def control_k_half(self, *, draws: int = 1000, confidence: float = 0.95, seed: int = 0) -> HalfPoint:
@@ -116,14 +134,19 @@ class AblationCurve(Result):
     def to_frame(self) -> pd.DataFrame:
         """One row per k: shares flipped and right, p(target), norms (over the stream's, but for ``norm_absolute``).
 
-        Bounds of ``flipped`` are bootstrap intervals over prompts; those of ``control_flipped`` hold 95 % of the draws,
-        and ``percentile_flipped`` says how many draws flip fewer answers than the top units do.
+        Bounds of ``flipped`` are bootstrap intervals over groups; those of ``control_flipped`` hold 95 % of the draws.
+        ``percentile_flipped`` says how many draws flip fewer answers than the top units do, and ``p_flipped`` is
+        (1 + draws that flip at least as many) / (1 + draws); both are NaN with fewer than 20 distinct draws.
         """
         import pandas as pd
 
-        flipped, low, high = bootstrap_mean(self.flipped.numpy().astype(float))
-        by_draw = self.control_flipped.float().mean(0).numpy()
+        flipped = self.flipped.double().mean(0).numpy()
+        resampled = _means(self._counts(1000, 0)[1:], self.flipped.numpy())
+        bounds = np.full((2, len(self.ks)), np.nan)
+        low, high = np.quantile(resampled, [0.025, 0.975], axis=0) if len(resampled) else bounds
+        by_draw = self.control_flipped.double().mean(0).numpy()
         bounds = np.quantile(by_draw, [0.025, 0.975], axis=1)
+        ranked = list(zip(flipped.tolist(), by_draw, self.distinct_draws, strict=True))
         return pd.DataFrame(
             {
                 "k": self.ks,
@@ -135,9 +158,9 @@ class AblationCurve(Result):
                 "control_flipped": by_draw.mean(1),
                 "control_flipped_low": bounds[0],
                 "control_flipped_high": bounds[1],
-                "percentile_flipped": [
-                    percentile_among(value, row) for value, row in zip(flipped, by_draw, strict=True)
-                ],
+                "distinct_draws": self.distinct_draws,
+                "percentile_flipped": [percentile_of(*entry) for entry in ranked],
+                "p_flipped": [p_among(*entry, low=False) for entry in ranked],
                 "correct": self.correct.float().mean(0).numpy(),
                 "control_correct": self.control_correct.float().mean((0, 2)).numpy(),
                 "target": self.target.mean(0).numpy(),
@@ -150,22 +173,38 @@ class AblationCurve(Result):
         )
 
     def _half(self, flipped: np.ndarray, norm: np.ndarray, draws: int, confidence: float, seed: int) -> HalfPoint:
-        n = len(self)
-        counts = np.ones((1, n))  # how often each prompt is drawn; the first row is all prompts as they are
-        if n > 1:
-            drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws)
-            counts = np.concatenate([counts, drawn])
-        reached = counts @ flipped / n >= HALF - _ROUNDING
+        counts = self._counts(draws, seed)
+        reached = _means(counts, flipped) >= HALF - _ROUNDING
         at = reached.argmax(1)
         rows = np.arange(len(counts))
+        taken = _means(counts, self.taken.numpy())[rows, at]
         values = {
             "k": np.array(self.ks, float)[at],
-            "share": (counts @ self.taken.numpy() / (n * self.n_units))[rows, at],
-            "norm": (counts @ norm / n)[rows, at],
+            "taken": taken,
+            "share": taken / self.n_units,
+            "norm": _means(counts, norm)[rows, at],
         }
         return HalfPoint(
             **{name: _estimate(np.where(reached.any(1), value, np.inf), confidence) for name, value in values.items()}
         )
+
+    def _counts(self, draws: int, seed: int) -> Float[np.ndarray, "draw prompt"]:
+        """How often each prompt is drawn: first once, then as whole groups are resampled (not of a single group)."""
+        groups = self.groups
+        counts = np.ones((1, len(self)))
+        if len(groups) > 1:
+            drawn = np.random.default_rng(seed).multinomial(len(groups), np.full(len(groups), 1 / len(groups)), draws)
+            of_prompt = np.zeros(len(self), int)
+            for at, indices in enumerate(groups.values()):
+                of_prompt[indices] = at
+            counts = np.concatenate([counts, drawn[:, of_prompt]])
+        return counts
+
+
+def _means(
+    counts: Float[np.ndarray, "draw prompt"], values: Float[np.ndarray, "prompt k"]
+) -> Float[np.ndarray, "draw k"]:
+    return counts @ values.astype(float) / counts.sum(1, keepdims=True)
 
 
 def _estimate(values: np.ndarray, confidence: float) -> Estimate:

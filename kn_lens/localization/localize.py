@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from kn_lens.attribution.integrated_gradients import integrated_gradients
 from kn_lens.attribution.quadrature import Rule, check_steps
 from kn_lens.attribution.scores import AttributionScores
-from kn_lens.errors import SettingsError, near_matches
+from kn_lens.errors import OutputError, SettingsError, near_matches
 from kn_lens.localization.measures import Concentration, concentration, n_sample_similarity
 from kn_lens.localization.search import KnowledgeNeurons, check_search, search_groups
 from kn_lens.localization.stability import split_half, stability
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 log = logging.getLogger(__name__)
+
+_FIELDS = "localization.json"
+_PLAIN = ("data", "kind", "selection", "test", "similarity", "stability", "accuracy", "data_hash")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +92,39 @@ class Localization:
     accuracy: float
     data_hash: str | None = field(default=None)
 
+    def save(self, folder: str | Path) -> Path:
+        """Write the scores into a subfolder of ``folder`` (made if needed), and the rest as JSON.
+
+        Raises:
+            OutputError: If it cannot be written.
+        """
+        folder = Path(folder)
+        self.scores.save(folder / "scores")
+        fields = {name: getattr(self, name) for name in _PLAIN}
+        fields["found"] = {name: asdict(found) for name, found in self.found.items()}
+        try:
+            (folder / _FIELDS).write_text(json.dumps(fields, indent=1, ensure_ascii=False), encoding="utf-8")
+        except OSError as error:
+            raise OutputError(f"cannot write {folder}: {error.strerror or error}") from None
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Localization:
+        """Read back what :meth:`save` wrote.
+
+        Raises:
+            OutputError: If the folder holds none, or a damaged one.
+        """
+        folder = Path(folder)
+        scores = AttributionScores.load(folder / "scores")
+        try:
+            fields = json.loads((folder / _FIELDS).read_text(encoding="utf-8"))
+            found = {name: _units_from(entry) for name, entry in fields["found"].items()}
+            plain = {name: fields[name] for name in _PLAIN}
+        except (OSError, ValueError, KeyError) as error:
+            raise OutputError(f"{folder} holds no readable localization ({error})") from None
+        return cls(scores=scores, found=found, curve=concentration(scores), **plain)
+
     def groups_frame(self) -> pd.DataFrame:
         """One row per group: units, τ, R₁², stability, and how the search ended."""
         import pandas as pd
@@ -128,6 +166,11 @@ class Localization:
             "max |delta|": float(self.scores.convergence_delta.abs().max()),
             "accuracy": self.accuracy,
         }
+
+
+def _units_from(entry: dict[str, Any]) -> KnowledgeNeurons:
+    units = tuple((layer, unit) for layer, unit in entry["units"])
+    return KnowledgeNeurons(**{**entry, "units": units, "frequency": tuple(entry["frequency"])})
 
 
 def localize(

@@ -18,7 +18,7 @@ from uuid import uuid4
 import torch
 from torch import Tensor
 
-from kn_lens.errors import OutputError, UnitsError
+from kn_lens.errors import OutputError, PromptError, UnitsError
 from kn_lens.models.kind import model_name
 from kn_lens.models.stepping import target_logits
 from kn_lens.plots.style import BLUE, INK, VERMILLION
@@ -98,15 +98,17 @@ def attention_of_heads(model: Any, prompt: Prompt | PromptBatch, heads: Sequence
 
     Args:
         model: A loaded model.
-        prompt: One prompt (or a batch of one).
+        prompt: One prompt, or a batch of one, which is shown with the tokens that it has.
         heads: The heads as (layer, head), in the order in which they are shown.
 
     Raises:
         UnitsError: If the model has no such head, or none is given.
-        PromptError: If the model cannot be asked the prompt.
+        PromptError: If there are several prompts, or the model cannot be asked the one.
     """
     chosen = _checked(model, "head", heads)
-    batch = as_batch(model, prompt).select([0])
+    batch = as_batch(model, prompt)
+    if len(batch) > 1:
+        raise PromptError(f"attention_of_heads shows one prompt, and there are {len(batch)}; give batch.select([0])")
     names = [f"blocks.{layer}.attn.hook_pattern" for layer in sorted({layer for layer, _ in chosen})]
     (store,) = _activations(model, batch, names)
     patterns = [store[f"blocks.{layer}.attn.hook_pattern"][head].tolist() for layer, head in chosen]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import html
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from kn_lens.errors import SettingsError
 from kn_lens.plots.head_map import head_map
 from kn_lens.plots.layers import (
@@ -18,6 +20,7 @@ from kn_lens.plots.layers import (
     token_labels,
 )
 from kn_lens.plots.style import BLUE, GREEN, GREY, INK, VERMILLION, styled
+from kn_lens.plots.wording import INTERVALS, counted, number
 from kn_lens.tracing.knockout_trace import KnockoutTrace
 from kn_lens.tracing.patch_effects import PatchEffects
 
@@ -64,9 +67,9 @@ def knockout(trace: KnockoutTrace, metric: str | None = None, subtitle: str = ""
 
     name = metric or trace.metric
     frame: Any = trace.average(name)
-    unit = f"loss of {METRIC_NAMES[name]}, {METRIC_UNITS[name]}"
+    unit = f"{'' if name == 'kl' else 'loss of '}{METRIC_NAMES[name]}, {METRIC_UNITS[name]}"
     window = "single heads" if trace.has_heads else f"window {trace.window} layer{'s' if trace.window > 1 else ''}"
-    lines = [subtitle, f"{window}; scores set to −∞ before the softmax; mean over {len(trace)} prompts"]
+    lines = [subtitle, f"{window}; scores set to −∞ before the softmax; mean over {counted(trace.prompts)}"]
     if trace.has_heads:
         effects = trace.effects[name].nanmean(0)
         maps = {
@@ -86,8 +89,9 @@ def knockout(trace: KnockoutTrace, metric: str | None = None, subtitle: str = ""
     figure.add_hline(y=0, line_color=INK, line_width=1)
     figure.update_xaxes(title="layer (from 0), center of the window", dtick=layer_step(trace.effects[name].shape[2]))
     figure.update_yaxes(title=unit)
-    styled(figure, "Attention knocked out: what the answer loses", "", 430)
-    subtitles(figure, [*lines, "bands: 95 % bootstrap intervals over prompts"], extra=34)
+    what = "how far the answer moves" if name == "kl" else "what the answer loses"
+    styled(figure, f"Attention knocked out: {what}", "", 430)
+    subtitles(figure, [*lines, f"bands: {INTERVALS}"], extra=34)
     figure.update_layout(legend={"x": 0, "xanchor": "left"})
     return figure
 
@@ -141,7 +145,7 @@ def patching(
     figure.update_xaxes(title="layer (from 0)", dtick=layer_step(values.shape[1]))
     figure.update_yaxes(title=unit)
     styled(figure, title + over, "", 430)
-    subtitles(figure, [*lines, "band: 95 % bootstrap interval over prompts" if over else ""])
+    subtitles(figure, [*lines, f"band: {INTERVALS}" if over else ""])
     return figure
 
 
@@ -149,6 +153,8 @@ def attribution_against_exact(
     estimate: PatchEffects, exact: PatchEffects, metric: str | None = None, subtitle: str = ""
 ) -> go.Figure:
     """Estimated effects beside exact ones, a point for each state of each prompt; on the dashed line they agree.
+
+    Of more than 4000 states as many are drawn at random, the extreme ones among them.
 
     Args:
         estimate: From :func:`kn_lens.attribution_patching`.
@@ -165,8 +171,8 @@ def attribution_against_exact(
     found = estimate.correlation(exact, name)
     frame = exact.to_frame()
     frame["estimate"] = estimate.to_frame()[name]
-    every = -(-len(frame) // _POINTS)
-    frame = frame.iloc[::every]
+    count = len(frame)
+    frame = _sample(frame, [name, "estimate"])
     x, y = frame[name].tolist(), frame["estimate"].tolist()
     ends = [min([*x, *y], default=0.0), max([*x, *y], default=0.0)]
     figure = go.Figure()
@@ -186,7 +192,7 @@ def attribution_against_exact(
     figure.update_xaxes(title=f"exact effect on {unit}", zeroline=False)
     figure.update_yaxes(title=f"estimate from the gradient, {METRIC_UNITS[name]}", zeroline=False)
     styled(figure, "Attribution patching beside activation patching", "", 480)
-    drawn = f", every {every}th drawn" if every > 1 else ""
+    drawn = f"; of all {count}, {len(frame)} drawn at random" if count > len(frame) else ""
     lines = [
         subtitle,
         _settings(exact),
@@ -198,6 +204,16 @@ def attribution_against_exact(
     return figure
 
 
+def _sample(frame: Any, columns: list[str]) -> Any:
+    """At most ``_POINTS`` rows in their order: a random draw, the extremes of each column always in it."""
+    if len(frame) <= _POINTS:
+        return frame
+    extremes = sorted({int(at) for column in columns for at in (frame[column].idxmin(), frame[column].idxmax())})
+    others = frame.index.difference(extremes).to_numpy()  # every n-th row would be of the same heads and layers
+    drawn = np.random.default_rng(0).choice(others, _POINTS - len(extremes), replace=False)
+    return frame.loc[sorted([*extremes, *drawn.tolist()])]
+
+
 def _settings(effects: PatchEffects) -> str:
     where = "one position at a time" if effects.positions == "each" else "all positions at once"
     into = "into the twin's run" if effects.direction == "sufficiency" else "into the sentence's own run"
@@ -207,13 +223,14 @@ def _settings(effects: PatchEffects) -> str:
 
 def _difference(effects: PatchEffects, metric: str) -> list[str]:
     named = f"{METRIC_NAMES[metric]}, {METRIC_UNITS[metric]}"
-    clean, corrupted = float(effects.clean[metric].mean()), float(effects.corrupted[metric].mean())
+    clean, corrupted = (number(float(run[metric].mean()), metric) for run in (effects.clean, effects.corrupted))
+    own = "" if metric == "kl" else f"{clean}, "  # of the clean run from itself: 0
     if len(effects) > 1:
-        return [f"{len(effects)} prompts; {named}: mean {clean:.3g}, of their twins {corrupted:.3g}"]
+        return [f"{counted(effects.prompts)}; {named}: mean {own}of their twins {corrupted}"]
     prompt = effects.prompts[0]
     return [
         f"{html.escape(prompt.text)} → <b>{html.escape(prompt.target)}</b>, twin: {html.escape(effects.twins[0])}",
-        f"{named}: {clean:.3g}, twin {corrupted:.3g}; * what differs, ▸ where the answer is read",
+        f"{named}: {own}twin {corrupted}; * what differs, ▸ where the answer is read",
     ]
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _COLORS = {"mlp": BLUE, "head": VERMILLION, "mlp_pre": GREEN}
 _NAMES = {site: many for site, (_, many) in UNIT_NAMES.items()}
 _PANELS = (
-    ("k", "k", "units taken away (log scale)", "log"),
+    ("units", "units", "units taken away, mean (log scale)", "log"),
     ("share_of_units", "share_of_units", "share of the site's units (log scale)", "log"),
     ("norm", "control_norm", "norm taken away / norm of the stream", "linear"),
 )
@@ -31,8 +31,8 @@ _PANELS = (
 def ablation_curves(curves: Sequence[tuple[str, AblationCurve]], subtitle: str = "") -> go.Figure:
     """Share of answers flipped against what was taken away, in three currencies; dashed: random units.
 
-    One row of panels per data set; the shaded band is a 95 % interval over prompts, the dashed lines are means over
-    draws of as many random units of the same layers. The dotted line is one half.
+    One row of panels per data set; the shaded band is a 95 % interval over groups of prompts, the dashed lines are
+    means over draws of as many random units of the same layers. The dotted line is one half.
 
     Args:
         curves: Name of the data set and curve, of each site.
@@ -100,7 +100,7 @@ def ablation_curves(curves: Sequence[tuple[str, AblationCurve]], subtitle: str =
                 figure.update_xaxes(tickformat="~%", row=row, col=column)
         figure.update_yaxes(title="answers flipped", row=row, col=1)
     figure.update_yaxes(tickformat=".0%", range=[-0.03, 1.03])
-    note = "dashed: as many random units of the same layers; bands: 95 % intervals over prompts"
+    note = "dashed: as many random units of the same layers; bands: 95 % intervals over groups of prompts"
     text = f"{subtitle}<br>{note}" if subtitle else note
     styled(figure, "How much must go before answers flip?", text, height=190 + 250 * len(names))
     figure.update_layout(margin={"t": 125, "r": 50})
@@ -133,7 +133,10 @@ def sites_table(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
             cells={"values": columns, "align": align, "fill_color": "white", "font_size": 13, "height": 26},
         )
     )
-    note = "[95 % interval]; random: units of the same layers; half: the least at which half of the answers flip"
+    note = (
+        "[95 % interval: of accuracy over prompts, of half over groups of them]; random: units of the same layers;<br>"
+        "half: the least at which half of the answers flip (k: the rung of the curve; units: taken there, mean)"
+    )
     text = f"{subtitle}<br>{note}" if subtitle else note
     return styled(figure, "Neurons beside heads", text, height=250 + 27 * len(columns[0]))
 
@@ -205,7 +208,8 @@ def _measures(row: dict[str, Any]) -> list[tuple[str, str]]:
     halves = [
         (f"half: {what}{of}", price(name, of, form))
         for name, what, form in (
-            ("k", "units", "{:g}"),
+            ("units", "units", "{:.4g}"),
+            ("k", "k", "{:g}"),
             ("share of units", "% of the site's units", "{:.3g}"),
             ("norm", "norm / norm of the stream", "{:.2f}"),
         )
@@ -215,18 +219,26 @@ def _measures(row: dict[str, Any]) -> list[tuple[str, str]]:
         ("units of the site", f"{row['units of the site']:,}"),
         ("groups", f"{row['groups']}"),
         ("prompts: searched / held out", f"{row['prompts searched']} / {row['prompts held out']}"),
-        ("answered wrongly before", f"{row['answered wrongly']}"),
+        ("held out, answered rightly / wrongly", f"{row['answered rightly']} / {row['answered wrongly']}"),
         ("|KN|, mean over groups", f"{row['|KN|']:.2f}"),
-        *[(name, f"{row[name]:.2f}") for name in ("τ", "R₁²", "stability", "Gini")],
+        *[(name, _known(row[name], ".2f")) for name in ("τ", "R₁²", "stability", "Gini")],
         ("participation ratio", f"{row['participation']:.1f}"),
         ("top 1 % of units (at least one) hold, of Σ|α|", f"{row['top 1 % share']:.1%}"),
         ("top 10 units hold, of Σ|α|", f"{row['top 10 share']:.1%}"),
         ("accuracy before", f"{row['accuracy before']:.1%}"),
         ("accuracy without the units found", f"{row['accuracy after']:.1%} {after}"),
-        ("… without random units", f"{row['accuracy after, random']:.1%}"),
-        ("… percentile among the draws", f"{row['accuracy percentile']:.0f}"),
+        ("… without random units", _known(row["accuracy after, random"], ".1%")),
+        ("… percentile among the draws", _known(row["accuracy percentile"], ".0f")),
+        ("… p", _known(row["accuracy p"], ".2g")),
+        ("… draws (distinct)", f"{row['draws']} ({row['distinct draws']})"),
         *halves,
+        ("flipped at most on the curve", f"{row['flipped at most']:.1%}"),
+        ("… with random units", f"{row['flipped at most, random']:.1%}"),
     ]
+
+
+def _known(value: float, form: str) -> str:
+    return "–" if math.isnan(value) else format(value, form)
 
 
 def _faint(color: str) -> str:

@@ -19,6 +19,7 @@ from kn_lens.plots.layers import (
     token_labels,
 )
 from kn_lens.plots.style import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SKY, VERMILLION, styled
+from kn_lens.plots.wording import INTERVALS, Total, counted, number
 from kn_lens.tracing.trace import CLASSES, CausalTrace
 
 if TYPE_CHECKING:
@@ -82,11 +83,12 @@ def causal_trace(
     one.total_effect(name)  # refuses a metric that there is not
     values = one.effects[name][0, : len(labels)]
     prompt, before, after = one.prompts[0], float(one.clean[name][0]), float(one.corrupted[name][0])
+    rival = f" (against {html.escape(one.foils[0])})" if name == "logit_difference" else ""
     lines = [
         subtitle,
         how(trace),
-        f"{html.escape(prompt.text)} → <b>{html.escape(prompt.target)}</b> (against {html.escape(one.foils[0])})",
-        f"{METRIC_NAMES[name]}: clean {_short(before)} → corrupted {after:.3g} {METRIC_UNITS[name]}; "
+        f"{html.escape(prompt.text)} → <b>{html.escape(prompt.target)}</b>{rival}",
+        f"{METRIC_NAMES[name]}: clean {number(before, name)} → corrupted {number(after, name)} {METRIC_UNITS[name]}; "
         "* cue, ▸ where the answer is read",
     ]
     hover = [[html.escape(token)] * values.shape[1] for token in one.tokens[0]]
@@ -96,11 +98,11 @@ def causal_trace(
 def trace_averages(
     traces: CausalTrace | Mapping[str, CausalTrace], metric: str | None = None, subtitle: str = "", *, columns: int = 3
 ) -> go.Figure:
-    """Mean effect by layer, a line for each class of position, with 95 % intervals over prompts.
+    """Mean effect by layer, a line for each class of position, with 95 % intervals over facts or pairs.
 
     Args:
         traces: One trace, or several by name (streams, or facts and agreement), drawn side by side on one scale.
-        metric: By default that of the first.
+        metric: By default their own; log p(answer), which all have, where theirs differ.
         subtitle: Model.
         columns: How many are drawn in a row, at most.
 
@@ -113,13 +115,13 @@ def trace_averages(
     if not named:
         raise SettingsError("no traces to draw; give at least one")
     first = next(iter(named.values()))
-    name = metric or first.metric
+    name = metric or (first.metric if len({trace.metric for trace in named.values()}) == 1 else "log_probability")
     across = min(columns, len(named))
     down = -(-len(named) // across)
     figure = make_subplots(
         rows=down,
         cols=across,
-        subplot_titles=[f"{title} ({len(trace)} prompts)" if title else "" for title, trace in named.items()],
+        subplot_titles=[f"{title} ({counted(trace.prompts)})" if title else "" for title, trace in named.items()],
         shared_yaxes=True,
         horizontal_spacing=0.04,
         vertical_spacing=0.14,
@@ -146,8 +148,9 @@ def trace_averages(
     windows = ", ".join(dict.fromkeys(f"{trace.stream} {trace.window}" for trace in named.values()))
     rest = "; ".join(dict.fromkeys(_run(trace) for trace in named.values()))
     note = how(first) if same else f"window, in layers: {windows}; {rest}"
-    lines = [subtitle, note, "bands: 95 % bootstrap intervals over prompts"]
-    styled(figure, f"{_verb(first)} {_what(first) if same else 'a state'}: mean effect on the answer", "", 400 * down)
+    lines = [subtitle, note, f"bands: {INTERVALS}"]
+    verb = " or ".join(dict.fromkeys(_verb(trace) for trace in named.values())).capitalize()
+    styled(figure, f"{verb} {_what(first) if same else 'a state'}: mean effect on the answer", "", 400 * down)
     subtitles(figure, lines, extra=62)
     figure.update_layout(legend={"y": 1 + 0.1 / down, "x": 0, "xanchor": "left"})
     return figure
@@ -183,11 +186,8 @@ def how(trace: CausalTrace) -> str:
 
 def total(trace: CausalTrace, metric: str) -> str:
     """The mean total effect and the number of prompts in one line."""
-    lost = trace.total_effect(metric)
-    return (
-        f"{len(trace)} prompts; corrupting the cue takes {float(lost.mean()):.3g} {METRIC_UNITS[metric]} "
-        f"from the {METRIC_NAMES[metric]} on average"
-    )
+    whole = Total.of(trace.total_effect(metric), trace.prompts, metric)
+    return whole.sentence("corrupting the cue", counted(trace.prompts))
 
 
 def _run(trace: CausalTrace) -> str:
@@ -210,7 +210,3 @@ def _what(trace: CausalTrace) -> str:
 
 def _layers(trace: CausalTrace) -> int:
     return next(iter(trace.effects.values())).shape[2]
-
-
-def _short(value: float) -> str:
-    return "0" if abs(value) < 1e-5 else f"{value:.3g}"  # a clean run's KL from itself is rounding

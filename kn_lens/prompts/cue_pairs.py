@@ -37,3 +37,11 @@ def cue_pairs(data: Relation | MinimalPairs) -> tuple[list[tuple[str, str]], int
         prompts = [prompt for fact in data.facts.values() for prompt in fact]
     with_cue = [prompt for prompt in prompts if isinstance(prompt, Prompt) and prompt.cue is not None]
     return list(dict.fromkeys(map(cue_pair, with_cue))), len(list(prompts)) - len(with_cue)
+
+
+def cue_labels(prompts: Iterable[Prompt]) -> list[tuple[str, str]]:
+    """A label for each prompt, shared by those with the same cue and answer: a fact's paraphrases, a pair's sentences.
+
+    Such prompts are no independent evidence; statistics resample them together.
+    """
+    return [cue_pair(prompt) if prompt.cue is not None else (prompt.text, prompt.target) for prompt in prompts]

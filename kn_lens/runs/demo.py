@@ -1,7 +1,8 @@
-"""The paper's first questions in one go, on one model: E1, E3 and E4 of Niu et al. (2024), of an organism E1 to E5.
+"""The paper's questions in one go, on one model: E1, E3 and E4 of Niu et al. (2024), of an organism E1 to E6 and E9.
 
 Are facts more local than grammar (E1), where do their units lie (E3), does switching them off change the answers
-(E4)? What does losing the number units do to each word (E2), and does that follow frequency (E5)?
+(E4)? What does losing the number units do to each word (E2), and does that follow frequency (E5)? Through which states
+does the answer pass (E6), and do facts and grammar hang on neurons or on heads (E9)?
 """
 
 from __future__ import annotations
@@ -13,26 +14,31 @@ from typing import TYPE_CHECKING, Any
 from kn_lens.editing.effect import UnitEffect
 from kn_lens.editing.suppress import suppress
 from kn_lens.experiments import number_units
+from kn_lens.experiments.sites import compare_sites
 from kn_lens.models.kind import is_masked, model_name
 from kn_lens.organisms.corpus import corpus_of
 from kn_lens.prompts.load import data_hash, load_data
 from kn_lens.prompts.prompt import count_reasons
+from kn_lens.runs.heads import save_comparison
 from kn_lens.runs.localize import Localization, LocalizeSettings, localize, save_localization
 from kn_lens.runs.output import output_folder
 from kn_lens.runs.suppress import save_suppression, units_of
+from kn_lens.runs.trace import TraceSettings, save_traces, trace
+from kn_lens.runs.trace import findings as trace_findings
 
 if TYPE_CHECKING:
     import pandas as pd
 
 MODELS = ("tiny-causal", "tiny-masked")
 FACTS, AGREEMENT = "P36", "subject_verb_agreement"
-PARTS = ("localize", "suppress", "number")
-"""The folders that the demo writes; ``number`` only for an organism, whose text can be counted."""
+PARTS = ("localize", "suppress", "number", "trace", "heads")
+"""The folders that the demo writes; all but the first two for organisms only, which are small and of known text."""
 
 _CONTROLS = 100
 _CHANCE = 5  # percentile among the random draws
 _DRAW = (6, 6)  # groups, and prompts of each: a large model takes seconds a prompt
 _ORGANISM_DRAW = (20, 8)
+_STREAMS, _TRACED = ("resid", "mlp", "attn"), 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +84,10 @@ def run_demo(model: Any, out: Path, seed: int = 0) -> Demonstration:
         number = number_units.run(model, controls=_CONTROLS, seed=seed)
         _save_number(out / "number", number, model_name(model))
         findings += number_units.findings(number)
+        findings += _trace(model, out / "trace", seed)
+        comparison = compare_sites(model, [FACTS, AGREEMENT], seed=seed)
+        save_comparison(out / "heads", comparison)
+        findings += comparison.findings()
     return Demonstration(table=compare_kinds(found, effects), findings=findings)
 
 
@@ -134,6 +144,15 @@ def demo_findings(found: list[Localization], effects: dict[str, UnitEffect]) -> 
             f"{effect['log_probability_change']:.2g} nats, with random units by "
             f"{effect['control_log_probability_change']:.2g}: {'' if lower else 'not '}lower than chance."
         )
+    return sentences
+
+
+def _trace(model: Any, out: Path, seed: int) -> list[str]:
+    """Trace facts and agreement through three streams, and write the run."""
+    settings = TraceSettings(streams=_STREAMS, groups=_TRACED, seed=seed)
+    found = [trace(model, load_data(name), settings) for name in (FACTS, AGREEMENT)]
+    sentences = [sentence for entry in found for sentence in trace_findings(entry)]
+    save_traces(out, model, found, settings, sentences)
     return sentences
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kn_lens.experiments.site_comparison import SiteComparison
-from kn_lens.runs.output import output_folder, slug
+from kn_lens.runs.output import output_folder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,8 +22,9 @@ _SHOWN = {
     "accuracy before": "accuracy",
     "accuracy after": "without units found",
     "accuracy after, random": "without random",
-    "half: k": "half: k",
-    "half: k, random": "random",
+    "answered rightly": "right",
+    "half: units": "half: units",
+    "half: units, random": "random",
     "half: share of units": "half: share",
     "half: norm": "half: norm",
 }
@@ -38,16 +39,12 @@ def short_table(comparison: SiteComparison) -> pd.DataFrame:
 
 
 def save_comparison(out: Path, comparison: SiteComparison) -> None:
-    """Write a run: manifest, tables, figures, and each data set's scores, effect and curve at each site."""
+    """Write a run: manifest, tables, figures, and the comparison itself; :meth:`SiteComparison.load` reads it."""
     manifest = {"command": "heads", **comparison.manifest()}
     with output_folder(out, manifest) as folder:
         folder.write_table("sites", comparison.to_frame())
         folder.write_table("curves", comparison.curves_frame())
         folder.write_table("units", comparison.units_frame())
-        for entry in comparison.entries:
-            name = f"{slug(entry.data)}-{entry.site}"
-            entry.found.scores.save(folder.path / f"scores-{name}")
-            entry.effect.save(folder.path / f"effect-{name}")
-            entry.curve.save(folder.path / f"curve-{name}")
+        comparison.save(folder.path)
         for name, figure in comparison.figures().items():
             folder.write_figure(name, figure)

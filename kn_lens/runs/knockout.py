@@ -11,15 +11,17 @@ from kn_lens.errors import SettingsError
 from kn_lens.plots.circuits import attention_of_heads
 from kn_lens.plots.layers import METRIC_NAMES, METRIC_UNITS
 from kn_lens.plots.patch_effects import knockout as figure_of
+from kn_lens.plots.wording import bounds, counted, number, tidy
+from kn_lens.prompts.batch import PromptBatch
 from kn_lens.prompts.load import data_hash
 from kn_lens.prompts.minimal_pairs import MinimalPairs
-from kn_lens.prompts.prompt import count_reasons
+from kn_lens.prompts.prompt import Prompt, count_reasons
 from kn_lens.prompts.relations import Relation
-from kn_lens.runs.draw import cued_prompts
+from kn_lens.runs.draw import asked_of, cued_prompts
 from kn_lens.runs.output import output_folder, slug
 from kn_lens.tracing.attention_knockout import attention_knockout
 from kn_lens.tracing.knockout_trace import KnockoutTrace
-from kn_lens.tracing.metrics import DEFAULT_METRIC, METRICS, check_metric
+from kn_lens.tracing.metrics import METRICS, check_metric
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,7 +36,7 @@ class KnockoutSettings:
 
     window: int | None = None
     heads: bool = False
-    metric: str = DEFAULT_METRIC
+    metric: str | None = None
     groups: int | None = 10
     prompts: int | None = None
     seed: int = 0
@@ -58,11 +60,15 @@ class KnockedOut:
 
     data: str
     kind: str
+    batch: PromptBatch
     trace: KnockoutTrace
     data_hash: str | None
 
     def peaks(self) -> pd.DataFrame:
-        """One row per block: the layer (and head) whose cutting costs the answer most, beside its clean value."""
+        """One row per block: the layer (and head) whose cutting costs the answer most, beside its clean value.
+
+        KL, which has no clean value, is given alone.
+        """
         import pandas as pd
 
         frame: Any = self.trace.average()
@@ -76,10 +82,17 @@ class KnockedOut:
             place = f"{int(peak['layer'])}" + (f":{int(peak['head'])}" if self.trace.has_heads else "")
             rows.append(
                 {"data": self.data, "cut off": block, "prompts": int(peak["prompts"]), "peak at layer": place}
-                | {"mean loss": peak["mean"], "low": peak["low"], "high": peak["high"]}
-                | {"clean": float(self.trace.clean[metric][known].mean())}
+                | {"mean loss": tidy(peak["mean"], metric)}
+                | {bound: tidy(peak[bound], metric) for bound in ("low", "high")}
+                | ({} if metric == "kl" else {"clean": float(self.trace.clean[metric][known].mean())})
             )
         return pd.DataFrame(rows)
+
+    def with_block(self, block: str) -> list[Prompt]:
+        """The prompts that have a position of this block, of which the mean loss is taken."""
+        cut = self.trace.effects[self.trace.metric][:, self.trace.blocks.index(block)]
+        known = ~cut.flatten(1).isnan().any(1)
+        return [prompt for prompt, has_block in zip(self.trace.prompts, known, strict=True) if has_block]
 
     def averages(self) -> pd.DataFrame:
         """The mean loss by every metric, block, layer (and head)."""
@@ -93,7 +106,7 @@ def knockout(model: Any, data: Relation | MinimalPairs, settings: KnockoutSettin
     """Cut the attention of the target position of a data set's prompts, layer by layer."""
     batch = cued_prompts(model, data, settings.groups, settings.prompts, settings.seed)
     trace = attention_knockout(model, batch, window=settings.window, heads=settings.heads, metric=settings.metric)
-    return KnockedOut(data=data.name, kind=data.kind, trace=trace, data_hash=data_hash(data))
+    return KnockedOut(data=data.name, kind=data.kind, batch=batch, trace=trace, data_hash=data_hash(data))
 
 
 def findings(found: KnockedOut) -> list[str]:
@@ -102,19 +115,30 @@ def findings(found: KnockedOut) -> list[str]:
     unit, metric = METRIC_UNITS[trace.metric], METRIC_NAMES[trace.metric]
     sentences = []
     for row in found.peaks().to_dict("records"):
-        known = row["low"] == row["low"]
-        around = f" [{row['low']:.3g}, {row['high']:.3g}]" if known else ""
-        verdict = ", an interval that holds 0" if known and row["low"] <= 0 <= row["high"] else ""
-        layers = f"{trace.window} layers around {row['peak at layer']}" if trace.window > 1 else row["peak at layer"]
-        where = (
-            f"head {row['peak at layer']}" if trace.has_heads else f"layer {layers}" if trace.window == 1 else layers
-        )
-        sentences.append(
-            f"{found.data}: kept from attending to {_SOURCES[row['cut off']]}, the target position loses at most "
-            f"{row['mean loss']:.3g}{around} {unit} of {metric}{verdict} ({where}; {row['prompts']} prompts, "
-            f"clean mean {row['clean']:.3g})."
-        )
+        size = f"{number(row['mean loss'], trace.metric)}{bounds(row['low'], row['high'], trace.metric)} {unit}"
+        cut = f"{found.data}: kept from attending to {_SOURCES[row['cut off']]}, the target position"
+        prompts = counted(found.with_block(row["cut off"]))
+        if trace.metric == "kl":
+            sentences.append(
+                f"{cut} moves its distribution by at most {size} ({metric}; {_where(trace, row)}; {prompts})."
+            )
+            continue
+        verdict = ", an interval that holds 0" if row["low"] <= 0 <= row["high"] else ""
+        clean = f"clean mean {row['clean']:.3g}"
+        sentences.append(f"{cut} loses at most {size} of {metric}{verdict} ({_where(trace, row)}; {prompts}, {clean}).")
     return sentences
+
+
+def _where(trace: KnockoutTrace, row: dict[Any, Any]) -> str:
+    """What was cut at the peak, and out of how many it was chosen."""
+    peak, (n_layers, *rest) = row["peak at layer"], trace.effects[trace.metric].shape[2:]
+    where, count, kind = f"layer {peak}", n_layers, "layers"
+    if trace.has_heads:
+        where, count, kind = f"head {peak}", n_layers * rest[0], "heads"
+    elif trace.window > 1:
+        where, kind = f"{trace.window} layers around {peak}", "windows"
+    choice = ", an interval not corrected for that choice" if row["low"] == row["low"] else ""
+    return f"{where}, the largest of {count} {kind}{choice}"
 
 
 def save_knockouts(
@@ -133,6 +157,7 @@ def save_knockouts(
                 "sha256": entry.data_hash,
                 "prompts": len(entry.trace),
                 "dropped": count_reasons(entry.trace.dropped),
+                "metric": entry.trace.metric,
                 "trace": f"knockout-{slug(entry.data)}",
             }
             for entry in found
@@ -152,7 +177,9 @@ def save_knockouts(
                 f"knockout-{name}", figure_of(entry.trace, subtitle=f"{provenance['model']}, {entry.data}")
             )
             if entry.trace.has_heads:
-                page = attention_of_heads(model, entry.trace.prompts[0], _top_heads(entry.trace))
+                page = attention_of_heads(
+                    model, asked_of(entry.batch, entry.trace.prompts[:1]), _top_heads(entry.trace)
+                )
                 page.save(folder.path / "figures" / f"attention-{name}.html")
 
 

@@ -9,17 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 from kn_lens.errors import SettingsError, near_matches
 from kn_lens.plots.circuits import attention_of_heads, neuron_activations
-from kn_lens.plots.layers import METRIC_NAMES, METRIC_UNITS
+from kn_lens.plots.layers import METRIC_UNITS
 from kn_lens.plots.patch_effects import attribution_against_exact, patching
+from kn_lens.plots.wording import Total, bounds, counted, number
+from kn_lens.prompts.batch import PromptBatch
 from kn_lens.prompts.load import data_hash
 from kn_lens.prompts.minimal_pairs import MinimalPairs
 from kn_lens.prompts.prompt import count_reasons
 from kn_lens.prompts.relations import Relation
-from kn_lens.runs.draw import cued_prompts
+from kn_lens.runs.draw import asked_of, cued_prompts
 from kn_lens.runs.output import output_folder, slug
 from kn_lens.tracing.activation_patching import COMPONENTS, activation_patching, check_positions
-from kn_lens.tracing.attribution_patching import attribution_patching
-from kn_lens.tracing.metrics import DEFAULT_METRIC, check_metric
+from kn_lens.tracing.attribution_patching import attribution_patching, without_gradient
+from kn_lens.tracing.metrics import check_metric
 from kn_lens.tracing.pairs_of_runs import check_direction
 from kn_lens.tracing.patch_effects import PatchEffects
 
@@ -34,13 +36,13 @@ _SHOWN = 6  # heads or neurons on a page of their own
 class PatchSettings:
     """Settings of a run; see :func:`kn_lens.activation_patching`. By default one prompt of each of ten groups.
 
-    With ``attribution`` the estimate from a gradient is computed beside the exact effects.
+    With ``attribution`` the estimate from a gradient is computed beside the exact effects, where there is one.
     """
 
     component: str = "head"
     positions: str = "each"
     direction: str = "sufficiency"
-    metric: str = DEFAULT_METRIC
+    metric: str | None = None
     attribution: bool = True
     groups: int | None = 10
     prompts: int | None = None
@@ -62,21 +64,27 @@ class PatchSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Patched:
-    """The effects of one data set, and their estimate if it was asked for."""
+    """The effects of one data set, and their estimate if it was asked for, or why there is none."""
 
     data: str
     kind: str
+    batch: PromptBatch
     exact: PatchEffects
     estimate: PatchEffects | None
     data_hash: str | None
+    no_estimate: str | None = None
 
     def top(self, count: int = _ROWS) -> pd.DataFrame:
         """The states with the largest |mean effect|, beside the estimate's mean."""
         frame = self.averages()
         frame = frame.assign(size=frame["mean"].abs()).sort_values("size", ascending=False, kind="stable")
-        whole = float(self.exact.total_effect().mean())
         shown = frame.head(count).drop(columns=["data", "size"])
-        return shown.assign(share=shown["mean"] / whole if whole else float("nan"))
+        return shown.assign(share=[self.total.share(mean) for mean in shown["mean"]])
+
+    @property
+    def total(self) -> Total:
+        """What the twins take from the answer."""
+        return Total.of(self.exact.total_effect(), self.exact.prompts, self.exact.metric)
 
     def averages(self) -> pd.DataFrame:
         """Mean effects by (class of position,) layer (and unit), and those of the estimate."""
@@ -96,31 +104,34 @@ def patch(model: Any, data: Relation | MinimalPairs, settings: PatchSettings) ->
         "direction": settings.direction,
         "metric": settings.metric,
     }
+    without = without_gradient(settings.metric, settings.direction) if settings.attribution else None
+    estimated = settings.attribution and without is None
     return Patched(
         data=data.name,
         kind=data.kind,
+        batch=batch,
         exact=activation_patching(model, batch, **options),
-        estimate=attribution_patching(model, batch, **options) if settings.attribution else None,
+        estimate=attribution_patching(model, batch, **options) if estimated else None,
         data_hash=data_hash(data),
+        no_estimate=without,
     )
 
 
 def findings(found: Patched) -> list[str]:
     """Sentences computed from the numbers of this run, whichever way they came out."""
-    exact = found.exact
-    unit, metric = METRIC_UNITS[exact.metric], METRIC_NAMES[exact.metric]
-    whole = float(exact.total_effect().mean())
+    exact, whole, metric = found.exact, found.total, found.exact.metric
     frame: Any = exact.average()
     best = frame.loc[frame["mean"].idxmax()]
     place = f"{int(best['layer'])}:{int(best['unit'])}" if exact.has_units else f"layer {int(best['layer'])}"
     where = f"at the {best['class']}" if exact.positions == "each" else "at all positions"
     known = best["low"] == best["low"]
-    around = f" [{best['low']:.3g}, {best['high']:.3g}]" if known else ""
-    share = f", {best['mean'] / whole:.0%} of the difference" if whole else ""
+    size = f"{number(best['mean'], metric)}{bounds(best['low'], best['high'], metric)} {METRIC_UNITS[metric]}"
+    share = f", {whole.share(best['mean']):.0%} of that" if whole.is_loss else ""
+    choice = ", an interval not corrected for that choice" if known else ""
     sentences = [
-        f"{found.data}: a sentence and its twin differ by {whole:.3g} {unit} in {metric}, mean of {len(exact)} prompts "
-        f"answered rightly; of single states ({exact.component}, {exact.direction}) {place} {where} carries most, "
-        f"{best['mean']:.3g}{around} {unit}{share}."
+        f"{found.data}: {whole.sentence('the cue of a twin', f'{counted(exact.prompts)} answered rightly')}.",
+        f"{found.data}: of {len(frame)} mean effects ({exact.component}, {exact.direction}) that of {place} {where} is the "
+        f"largest, {size}{share}{choice}.",
     ]
     if known:
         rounding = 1e-5 * frame["mean"].abs().max()  # a state that cannot reach the answer differs by no more
@@ -128,14 +139,19 @@ def findings(found: Patched) -> list[str]:
         apart = int(((moved["low"] > 0) | (moved["high"] < 0)).sum())
         sentences.append(
             f"{found.data}: {apart} of the {len(moved)} mean effects that are not 0 throughout have a 95 % "
-            f"interval without 0 (about {0.05 * len(moved):.0f} would by chance)."
+            f"interval without 0, not corrected for their number."
         )
     if found.estimate is not None:
         agreement = found.estimate.correlation(exact)
-        sentences.append(
-            f"{found.data}: the estimate from one gradient follows the exact effects of {agreement.states} states that "
-            f"can matter with r = {agreement.pearson:.3f}, ρ = {agreement.spearman:.3f}."
+        follows = (
+            f"follows the exact effects of {agreement.states} states that can matter with r = {agreement.pearson:.3f}, "
+            f"ρ = {agreement.spearman:.3f}"
+            if agreement.pearson == agreement.pearson
+            else "cannot be compared with the exact effects: one side is without spread, or rounding beside the other"
         )
+        sentences.append(f"{found.data}: the estimate from one gradient {follows}.")
+    elif found.no_estimate is not None:
+        sentences.append(f"{found.data}: there is no estimate from one gradient: {found.no_estimate}.")
     return sentences
 
 
@@ -155,6 +171,7 @@ def save_patches(
                 "sha256": entry.data_hash,
                 "prompts": len(entry.exact),
                 "dropped": count_reasons(entry.exact.dropped),
+                "metric": entry.exact.metric,
                 "effects": f"patching-{slug(entry.data)}",
                 "estimate": None if entry.estimate is None else f"estimate-{slug(entry.data)}",
                 "correlation": None if entry.estimate is None else asdict(entry.estimate.correlation(entry.exact)),
@@ -178,11 +195,12 @@ def save_patches(
             folder.write_table(f"effects-{name}", exact.to_frame())
             exact.save(folder.path / f"patching-{name}")
             if settings.component == "neuron":
-                neuron_activations(model, exact.prompts, _top_units(exact)).save(figures / f"neurons-{name}.html")
+                page = neuron_activations(model, asked_of(entry.batch, exact.prompts), _top_units(exact))
+                page.save(figures / f"neurons-{name}.html")
             else:
                 folder.write_figure(f"patching-{name}", patching(exact, subtitle=subtitle))
             if settings.component in ("head", "q", "pattern"):
-                page = attention_of_heads(model, exact.prompts[0], _top_units(exact))
+                page = attention_of_heads(model, asked_of(entry.batch, exact.prompts[:1]), _top_units(exact))
                 page.save(figures / f"attention-{name}.html")
             elif not exact.has_units and settings.positions == "each":
                 folder.write_figure(f"tokens-{name}", patching(exact, 0, subtitle=subtitle))

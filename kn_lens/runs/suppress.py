@@ -103,7 +103,12 @@ def answers_table(effect: UnitEffect) -> pd.DataFrame:
 
     def row(name: str, key: str, before: str, after: str, control: str, direction: str) -> dict[str, str]:
         rank = summary.get(f"percentile_{key}")
-        among = "–" if rank is None else f"{rank:.0f} % of the draws lie below ({direction} is beyond chance)"
+        if rank is None:
+            among = "–"
+        elif rank != rank:
+            among = f"{summary['distinct_draws']} distinct draws: too few to tell"
+        else:
+            among = f"{rank:.0f} % of the draws lie below ({direction} is beyond chance)"
         return {"measure": name, "before": before, "units": after, "random units": control, "among random draws": among}
 
     def share(when: str) -> str:

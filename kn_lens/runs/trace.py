@@ -10,18 +10,21 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from kn_lens.errors import SettingsError, near_matches
 from kn_lens.plots.circuits import attention_of_heads, neuron_activations
-from kn_lens.plots.layers import METRIC_NAMES, METRIC_UNITS
+from kn_lens.plots.layers import METRIC_UNITS
 from kn_lens.plots.tracing import causal_trace as token_map
 from kn_lens.plots.tracing import head_trace, trace_averages
+from kn_lens.plots.wording import Total, bounds, counted, number
+from kn_lens.prompts.batch import PromptBatch
 from kn_lens.prompts.load import data_hash
 from kn_lens.prompts.minimal_pairs import MinimalPairs
+from kn_lens.prompts.positions import Positions
 from kn_lens.prompts.prompt import count_reasons
 from kn_lens.prompts.relations import Relation
-from kn_lens.runs.draw import cued_prompts
+from kn_lens.runs.draw import asked_of, cued_prompts
 from kn_lens.runs.output import output_folder, slug
 from kn_lens.tracing.causal_trace import STREAMS, Direction, causal_trace
 from kn_lens.tracing.corruption import CorruptionName
-from kn_lens.tracing.metrics import DEFAULT_METRIC, METRICS, check_metric
+from kn_lens.tracing.metrics import METRICS, check_metric
 from kn_lens.tracing.trace import CLASSES, CausalTrace
 
 if TYPE_CHECKING:
@@ -39,12 +42,14 @@ class TraceSettings:
     streams: tuple[str, ...] = ("resid",)
     corruption: str = "noise"
     window: int | None = None
-    metric: str = DEFAULT_METRIC
+    metric: str | None = None
     samples: int = 10
     noise: float = 3.0
+    sigma: float | None = None
     severed: str | None = None
     direction: str = "sufficiency"
     layers: tuple[int, ...] | None = None
+    positions: str = "all"
     groups: int | None = 10
     prompts: int | None = None
     seed: int = 0
@@ -61,12 +66,18 @@ class TraceSettings:
             (self.corruption, get_args(CorruptionName), "corruption"),
             (self.direction, get_args(Direction), "direction"),
             (self.severed, (None, "mlp", "attn"), "severed path"),
+            (self.positions, get_args(Positions), "positions"),
         ):
             if value not in known:
                 names = [name for name in known if name is not None]
                 raise SettingsError(f"no {what} {value!r}.{near_matches(str(value), names)} Known: {', '.join(names)}")
         if self.samples < 1 or not self.noise > 0:
             raise SettingsError(f"samples is {self.samples} and noise {self.noise}; both must be above 0")
+        if self.sigma is not None:
+            if not 0 < self.sigma < float("inf"):
+                raise SettingsError(f"sigma is {self.sigma}; it must be above 0")
+            if self.corruption != "noise":
+                raise SettingsError(f"sigma is that of noise, and the corruption is {self.corruption!r}; leave it out")
         single = [stream for stream in self.streams if stream in _UNITS]
         if self.window is not None and (self.window < 1 or (self.window > 1 and single)):
             where = f" for single {single[0]}s: trace them in a run of their own" if single else ""
@@ -81,6 +92,7 @@ class Traced:
 
     data: str
     kind: str
+    batch: PromptBatch
     traces: Mapping[str, CausalTrace]
     data_hash: str | None
 
@@ -109,7 +121,10 @@ class Traced:
         return frame.loc[(frame["stream"] == stream) & (frame["metric"] == self.first.metric)]
 
     def peaks(self) -> pd.DataFrame:
-        """One row per stream and class of position: the layer (and unit) with the largest mean effect."""
+        """One row per stream and class of position: the layer (and unit) with the largest mean effect.
+
+        Without positions before the cue where, as in a causal model, nothing there can have an effect.
+        """
         import pandas as pd
 
         rows = []
@@ -118,16 +133,17 @@ class Traced:
             pooled = trace.by_class()
             for kind in CLASSES:
                 here = frame[frame["class"] == kind]
-                if not len(here):
+                if not len(here) or (kind == CLASSES[0] and not pooled[kind].nan_to_num().any()):
                     continue
                 peak = here.loc[here["mean"].idxmax()]
                 known = ~pooled[kind].flatten(1).isnan().all(1)
-                whole = float(trace.total_effect()[known].mean())
+                prompts = [prompt for prompt, with_class in zip(trace.prompts, known, strict=True) if with_class]
+                whole = Total.of(trace.total_effect()[known], prompts, trace.metric)
                 place = f"{int(peak['layer'])}" + (f":{int(peak['unit'])}" if trace.has_units else "")
                 rows.append(
                     {"data": self.data, "stream": stream, "class": kind, "prompts": int(peak["prompts"])}
                     | {"peak at layer": place, "mean": peak["mean"], "low": peak["low"], "high": peak["high"]}
-                    | {"total effect": whole, "share": peak["mean"] / whole if whole else float("nan")}
+                    | {"total effect": whole.mean, "share": whole.share(peak["mean"])}
                 )
         return pd.DataFrame(rows)
 
@@ -148,50 +164,46 @@ def trace(model: Any, data: Relation | MinimalPairs, settings: TraceSettings) ->
     for name in ("groups", "prompts"):
         del options[name]
     traces = {stream: causal_trace(model, batch, stream=stream, **options) for stream in streams}
-    return Traced(data=data.name, kind=data.kind, traces=traces, data_hash=data_hash(data))
+    return Traced(data=data.name, kind=data.kind, batch=batch, traces=traces, data_hash=data_hash(data))
 
 
 def findings(found: Traced) -> list[str]:
     """Sentences computed from the numbers of this run, whichever way they came out."""
     first = found.first
-    unit, metric = METRIC_UNITS[first.metric], METRIC_NAMES[first.metric]
-    whole = float(first.total_effect().mean())
-    sentences = [
-        f"{found.data}: corrupting the cue ({first.corruption}) takes {whole:.3g} {unit} from the {metric}, mean of "
-        f"{len(first)} prompts answered rightly."
-    ]
+    whole = Total.of(first.total_effect(), first.prompts, first.metric)
+    taken = whole.sentence(f"corrupting the cue ({first.corruption})", f"{counted(first.prompts)} answered rightly")
+    sentences = [f"{found.data}: {taken}."]
     merged = sum(first.target_positions[index] in first.cue_positions[index] for index in range(len(first)))
     if merged:
         sentences[0] += f" In {merged} of them the answer is read at the cue itself."
     verb = "restored" if first.direction == "sufficiency" else "corrupted"
     table: Any = found.peaks()
     for stream, one in found.traces.items():
-        rows = table[(table["stream"] == stream) & (table["class"] != CLASSES[0])]
+        rows = table[table["stream"] == stream]
         if not len(rows):
             continue
         if stream == "resid":  # its last state at the target position is the answer itself
             early = rows[rows["class"] == _LAST]
             start = f"a residual stream {verb} at the cue's last token gives at most "
-            sentences.append(
-                f"{found.data}, resid: "
-                + (f"{start}{_peak(early.iloc[0], unit)}; " if len(early) else "")
-                + f"{_handover(one)}."
-            )
+            said = [f"{start}{_peak(early.iloc[0], one.metric)}"] if len(early) else []
+            if one.settings.get("positions", "all") == "all":
+                said.append(_handover(one))
+            if said:
+                sentences.append(f"{found.data}, resid: {'; '.join(said)}.")
         else:
             best = rows.loc[rows["mean"].idxmax()]
             sentences.append(
                 f"{found.data}, {stream}: the largest mean effect of {_name(one)} {verb} lies at the "
-                f"{best['class']}: {_peak(best, unit)}."
+                f"{best['class']}: {_peak(best, one.metric)}."
             )
     return sentences
 
 
-def _peak(row: Any, unit: str) -> str:
-    around = f" [{row['low']:.3g}, {row['high']:.3g}]" if row["low"] == row["low"] else ""
+def _peak(row: Any, metric: str) -> str:
+    size = f"{number(row['mean'], metric)}{bounds(row['low'], row['high'], metric)} {METRIC_UNITS[metric]}"
     where = f"{row['stream'] if row['stream'] in _UNITS else 'layer'} {row['peak at layer']}"
-    return (
-        f"{row['mean']:.3g}{around} {unit} ({where}, {row['prompts']} prompts), {row['share']:.0%} of the total effect"
-    )
+    share = f", {row['share']:.0%} of the total effect" if row["share"] == row["share"] else ""
+    return f"{size} ({where}, {row['prompts']} prompts){share}"
 
 
 def _name(one: CausalTrace) -> str:
@@ -237,6 +249,7 @@ def save_traces(
                 "sha256": entry.data_hash,
                 "prompts": len(entry.first),
                 "dropped": count_reasons(entry.first.dropped),
+                "metric": entry.first.metric,
                 "sigma": None if entry.first.sigma != entry.first.sigma else entry.first.sigma,
                 "windows": {stream: one.window for stream, one in entry.traces.items()},
                 "traces": {stream: f"trace-{slug(entry.data)}-{stream}" for stream in entry.traces},
@@ -262,11 +275,11 @@ def save_traces(
                 one.save(folder.path / f"trace-{name}")
                 if stream == "head":
                     folder.write_figure(f"heads-{slug(entry.data)}", head_trace(one, subtitle=subtitle))
-                    page = attention_of_heads(model, one.prompts[0], entry.top_units(stream))
+                    page = attention_of_heads(model, asked_of(entry.batch, one.prompts[:1]), entry.top_units(stream))
                     page.save(folder.path / "figures" / f"attention-{slug(entry.data)}.html")
                 elif stream == "neuron":
                     (folder.path / "figures").mkdir(exist_ok=True)
-                    page = neuron_activations(model, one.prompts, entry.top_units(stream))
+                    page = neuron_activations(model, asked_of(entry.batch, one.prompts), entry.top_units(stream))
                     page.save(folder.path / "figures" / f"neurons-{slug(entry.data)}.html")
                 else:
                     lines[f"{entry.data}, {stream}" if len(found) > 1 else stream] = one

@@ -20,10 +20,10 @@ import torch
 from kn_lens.errors import SettingsError, near_matches
 from kn_lens.forward import DEFAULT_MEMORY_BUDGET, bytes_per_row, run_in_chunks
 from kn_lens.progress import progress_bar
-from kn_lens.prompts.batch import PromptBatch
+from kn_lens.prompts.batch import PromptBatch, as_batch
 from kn_lens.prompts.prompt import Prompt
 from kn_lens.streams import stream_of
-from kn_lens.tracing.metrics import DEFAULT_METRIC, METRICS, check_metric, effect
+from kn_lens.tracing.metrics import METRICS, check_metric, default_metric, effect
 from kn_lens.tracing.pairs_of_runs import (
     Collected,
     Direction,
@@ -53,7 +53,7 @@ def activation_patching(
     positions: PatchPositions = "each",
     direction: Direction = "sufficiency",
     swaps: Swaps | None = None,
-    metric: str = DEFAULT_METRIC,
+    metric: str | None = None,
     memory_budget: float = DEFAULT_MEMORY_BUDGET,
     progress: bool = True,
 ) -> PatchEffects:
@@ -71,7 +71,8 @@ def activation_patching(
         direction: ``"sufficiency"`` (default) puts the sentence's states into the twin's run, ``"necessity"`` the
             twin's into the sentence's.
         swaps: Without ``sources``: the new cue of each prompt, or a mapping from cues.
-        metric: The one that tables and figures show by default; all four are computed.
+        metric: The one that tables and figures show by default; all four are computed. By default the logit
+            difference, and log p of two-prefix pairs.
         memory_budget: Bytes that the copies of one pass may take; halved when memory runs out.
         progress: Show a progress bar.
 
@@ -80,20 +81,24 @@ def activation_patching(
         heads or neurons.
 
     Raises:
-        SettingsError: For an unknown component, positions, direction or metric.
+        SettingsError: For an unknown component, positions, direction or metric, or the logit difference of two-prefix
+            pairs.
+        ModelError: For a masked TransformerBridge.
         PromptError: If the model answers all prompts wrongly, none has a twin, or a twin is of another length.
     """
     check_metric(metric)
     check_direction(direction)
     check_positions(positions)
     stream = stream_of(model, component, COMPONENTS)
-    swapped = twins_of(model, prompts, sources, swaps)
+    batch = as_batch(model, prompts)
+    shown = default_metric(metric, batch)
+    swapped = twins_of(model, batch, sources, swaps)
     units = [None] if stream.n_units is None else range(stream.n_units)
     cells = [Cell(range(layer, layer + 1), unit) for layer in range(stream.n_layers) for unit in units]
     keep = [hook for hook in map(stream.hook, range(stream.n_layers)) if hook is not None]
     per_place = (stream.n_layers,) if stream.n_units is None else (stream.n_layers, stream.n_units)
     state = (max(swapped.batch.lengths), *per_place) if positions == "each" else per_place
-    collected = Collected(swapped, state)
+    collected = Collected(swapped, state, given=sources is not None)
 
     @torch.no_grad()
     def run(chunk: Sequence[int], shape: Shape) -> None:
@@ -126,12 +131,12 @@ def activation_patching(
             run_in_chunks(indices, size, lambda chunk, shape=shape: run(chunk, shape), what="prompts")
     return collected.result(
         model,
-        {"component": component, "positions": positions, "direction": direction, "metric": metric},
+        {"component": component, "positions": positions, "direction": direction, "metric": shown},
         component=component,
         positions=positions,
         direction=direction,
         method="activation_patching",
-        metric=metric,
+        metric=shown,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,11 +16,30 @@ from kn_lens.scoring import answers, target_distribution
 WRONG = "answered wrongly"
 
 
-@torch.no_grad()
-def keep_answered(model: Any, batch: PromptBatch) -> PromptBatch:
-    """The prompts that ``model`` answers rightly: p(good) > p(bad) of a pair, the target on top for a fact.
+def keep_answered(model: Any, batch: PromptBatch, what: str = "tracing and patching") -> PromptBatch:
+    """The prompts that ``model`` answers rightly; the others join ``dropped`` with the reason :data:`WRONG`.
 
-    The others join ``dropped`` with the reason :data:`WRONG`.
+    Raises:
+        PromptError: As :func:`rightly_answered`.
+    """
+    return only(batch, rightly_answered(model, batch, what), WRONG)
+
+
+def only(batch: PromptBatch, kept: Sequence[int], reason: str) -> PromptBatch:
+    """The prompts at ``kept``; the others join ``dropped`` with a reason."""
+    if len(kept) == len(batch):
+        return batch
+    left = set(range(len(batch))) - set(kept)
+    others = [batch.prompts[index] for index in sorted(left)]
+    dropped = [Dropped(text=prompt.text, reason=reason, source=prompt.source) for prompt in others]
+    return replace(batch.select(kept), dropped=(*batch.dropped, *dropped))
+
+
+@torch.no_grad()
+def rightly_answered(model: Any, batch: PromptBatch, what: str = "tracing and patching") -> list[int]:
+    """Indices of the prompts that are answered rightly: p(good) > p(bad) of a pair, the target on top for a fact.
+
+    ``what`` names what is asked for, in the plural.
 
     Raises:
         PromptError: If none is; with the three top answers to the first. Or if a target is of several tokens.
@@ -28,11 +48,9 @@ def keep_answered(model: Any, batch: PromptBatch) -> PromptBatch:
         if len(entry.target_ids) > 1:
             raise PromptError(
                 f"target {entry.prompt.target!r} of {entry.prompt.text!r} is {len(entry.target_ids)} tokens for "
-                f"{batch.model_name}; tracing and patching ask for one token"
+                f"{batch.model_name}; {what} ask for one token"
             )
     right = answers(model, batch).correct.tolist()
-    if all(right):
-        return batch
     if not any(right):
         first = batch.select([0])
         top = target_distribution(model, first)[0].topk(3)
@@ -42,13 +60,7 @@ def keep_answered(model: Any, batch: PromptBatch) -> PromptBatch:
         entry = batch.prompts[0]
         rival = f" rather than {entry.foil!r}" if entry.foil else ""
         raise PromptError(
-            f"{batch.model_name} answers none of the {len(batch)} prompts rightly, so there is no answer to trace: to "
+            f"{batch.model_name} answers none of the {len(batch)} prompts rightly, so there is no answer to follow: to "
             f"{entry.text!r} it says {shown}; right would be {entry.target!r}{rival}"
         )
-    wrong = [
-        Dropped(text=prompt.text, reason=WRONG, source=prompt.source)
-        for prompt, good in zip(batch.prompts, right, strict=True)
-        if not good
-    ]
-    kept = batch.select([index for index, good in enumerate(right) if good])
-    return replace(kept, dropped=(*batch.dropped, *wrong))
+    return [index for index, good in enumerate(right) if good]

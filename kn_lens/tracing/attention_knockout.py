@@ -29,10 +29,11 @@ from kn_lens.prompts.positions import alike, require_cues
 from kn_lens.prompts.prompt import Prompt
 from kn_lens.prompts.tokens import ResolvedPrompt
 from kn_lens.results import provenance
+from kn_lens.streams import stream_of
 from kn_lens.tracing.answered import keep_answered
 from kn_lens.tracing.foils import foil_ids
 from kn_lens.tracing.knockout_trace import KnockoutTrace
-from kn_lens.tracing.metrics import DEFAULT_METRIC, METRICS, all_metrics, check_metric, effect
+from kn_lens.tracing.metrics import METRICS, all_metrics, check_metric, default_metric, effect
 from kn_lens.tracing.windows import window_of
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ def attention_knockout(
     window: int | None = None,
     blocks: Sequence[Block] = BLOCKS,
     heads: bool = False,
-    metric: str = DEFAULT_METRIC,
+    metric: str | None = None,
     memory_budget: float = DEFAULT_MEMORY_BUDGET,
     progress: bool = True,
 ) -> KnockoutTrace:
@@ -69,7 +70,8 @@ def attention_knockout(
         blocks: ``"cue"`` → target, ``"other"`` (neither cue nor target) → target, ``"target"`` → itself; all three
             by default. Where the target position belongs to the cue, it is ``"target"``.
         heads: Cut one head at a time instead of all heads of a layer.
-        metric: The one that tables and figures show by default; all four are computed.
+        metric: The one that tables and figures show by default; all four are computed. By default the logit
+            difference, and log p of two-prefix pairs.
         memory_budget: Bytes that the copies of one pass may take; halved when memory runs out.
         progress: Show a progress bar.
 
@@ -77,14 +79,18 @@ def attention_knockout(
         Effects by metric, ``[prompt, block, layer]``, with one more axis for heads.
 
     Raises:
-        SettingsError: For an unknown block or metric, or a window that is below 1, or above 1 with ``heads``.
+        SettingsError: For an unknown block or metric, the logit difference of two-prefix pairs, or a window that is
+            below 1, or above 1 with ``heads``.
+        ModelError: For a masked TransformerBridge.
         PromptError: If a prompt has no cue, or the model answers all of them wrongly.
     """
     check_metric(metric)
+    stream_of(model, "pattern")  # refuses models whose attention hooks are not what is cut
     chosen = _check_blocks(blocks)
     n_layers = model.cfg.n_layers
     width = _check_window(window, n_layers, heads)
     batch = as_batch(model, prompts)
+    shown = default_metric(metric, batch)
     require_cues(batch)
     batch = keep_answered(model, batch)
     cuts = [
@@ -131,7 +137,7 @@ def attention_knockout(
         blocks=chosen,
         window=width,
         foils=tuple(batch.decode(int(token)) for token in foils),
-        metric=metric,
+        metric=shown,
         prompts=batch.prompts,
         dropped=batch.dropped,
         settings={
@@ -139,7 +145,7 @@ def attention_knockout(
             "window_asked": window,
             "blocks": list(chosen),
             "heads": heads,
-            "metric": metric,
+            "metric": shown,
             "starts_with_bos": batch.starts_with_bos,
         },
         provenance=provenance(model, batch),

@@ -16,15 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kn_lens.errors import SettingsError
 from kn_lens.forward import DEFAULT_MEMORY_BUDGET, bytes_per_row, frozen_weights, run_in_chunks
 from kn_lens.models.kind import is_masked
 from kn_lens.models.stepping import target_logits
 from kn_lens.progress import progress_bar
-from kn_lens.prompts.batch import PromptBatch
+from kn_lens.prompts.batch import PromptBatch, as_batch
 from kn_lens.prompts.prompt import Prompt
 from kn_lens.streams import Stream, stream_of
 from kn_lens.tracing.activation_patching import COMPONENTS, Component, PatchPositions, check_positions
-from kn_lens.tracing.metrics import DEFAULT_METRIC, METRICS, check_metric, effect
+from kn_lens.tracing.metrics import METRICS, check_metric, default_metric, effect
 from kn_lens.tracing.pairs_of_runs import (
     Collected,
     Direction,
@@ -49,15 +50,15 @@ def attribution_patching(
     positions: PatchPositions = "each",
     direction: Direction = "sufficiency",
     swaps: Swaps | None = None,
-    metric: str = DEFAULT_METRIC,
+    metric: str | None = None,
     memory_budget: float = DEFAULT_MEMORY_BUDGET,
     progress: bool = True,
 ) -> PatchEffects:
     """Estimate the effect of patching every state of one kind between each prompt and its twin.
 
     Arguments and errors as in :func:`kn_lens.activation_patching`, but that only the gradient of ``metric`` is taken,
-    and that neurons cost no more than heads. The KL divergence has its minimum in the clean run: with
-    ``direction="necessity"`` its estimate is 0.
+    and that neurons cost no more than heads. The KL divergence has its minimum, and no gradient, in the clean run:
+    with ``direction="necessity"`` there is no estimate of it, and it is refused.
 
     Returns:
         Estimated effects by ``metric`` alone, of the same shape as the exact ones: compare with
@@ -65,20 +66,24 @@ def attribution_patching(
     """
     check_metric(metric)
     check_direction(direction)
+    if reason := without_gradient(metric, direction):
+        raise SettingsError(f"there is no estimate: {reason}; take direction='sufficiency' or another metric")
     check_positions(positions)
     stream = stream_of(model, component, COMPONENTS)
-    swapped = twins_of(model, prompts, sources, swaps)
+    batch = as_batch(model, prompts)
+    shown = default_metric(metric, batch)
+    swapped = twins_of(model, batch, sources, swaps)
     names = [_hook(model, stream, layer) for layer in range(stream.n_layers)]
     per_place = (stream.n_layers,) if stream.n_units is None else (stream.n_layers, stream.n_units)
     state = (max(swapped.batch.lengths), *per_place) if positions == "each" else per_place
-    collected = Collected(swapped, state, [metric])
+    collected = Collected(swapped, state, [shown], given=sources is not None)
 
     def run(chunk: Sequence[int], shape: Shape) -> None:
         indices = list(chunk)
         pair = run_pair(model, swapped, indices, shape, names, direction, 0)
-        changes = torch.stack(_first_order(model, stream, names, pair, METRICS.index(metric)), 2)
+        changes = torch.stack(_first_order(model, stream, names, pair, METRICS.index(shown)), 2)
         changes[:, : shape.first] = 0  # there the two runs are the same but for rounding
-        estimate = effect(metric, changes, torch.zeros_like(changes), direction)[..., None].float().cpu()
+        estimate = effect(shown, changes, torch.zeros_like(changes), direction)[..., None].float().cpu()
         if positions == "each":
             collected.effects[indices, : shape.length] = estimate
         else:
@@ -93,13 +98,20 @@ def attribution_patching(
             run_in_chunks(indices, size, lambda chunk, shape=shape: run(chunk, shape), what="prompts")
     return collected.result(
         model,
-        {"component": component, "positions": positions, "direction": direction, "metric": metric},
+        {"component": component, "positions": positions, "direction": direction, "metric": shown},
         component=component,
         positions=positions,
         direction=direction,
         method="attribution_patching",
-        metric=metric,
+        metric=shown,
     )
+
+
+def without_gradient(metric: str | None, direction: str) -> str | None:
+    """Why the first order says nothing of this metric's effects; None where it does."""
+    if metric == "kl" and direction == "necessity":
+        return "the KL divergence has its minimum in the clean run, where its gradient is 0"
+    return None
 
 
 def _hook(model: Any, stream: Stream, layer: int) -> str:

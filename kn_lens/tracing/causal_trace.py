@@ -25,14 +25,14 @@ from kn_lens.prompts.positions import Positions, alike, positions_of, require_cu
 from kn_lens.prompts.prompt import Prompt
 from kn_lens.results import provenance
 from kn_lens.streams import Stream, stream_of
-from kn_lens.tracing.answered import keep_answered
+from kn_lens.tracing.answered import WRONG, rightly_answered
 from kn_lens.tracing.corruption import Corruption, corruption_of
 from kn_lens.tracing.foils import foil_ids
-from kn_lens.tracing.metrics import DEFAULT_METRIC, METRICS, all_metrics, check_metric, effect
+from kn_lens.tracing.metrics import METRICS, all_metrics, default_metric, effect
 from kn_lens.tracing.patched import Cell, patched
 from kn_lens.tracing.swap import Swaps
 from kn_lens.tracing.trace import CausalTrace
-from kn_lens.tracing.windows import check_window, window_of
+from kn_lens.tracing.windows import check_window, whole_number, window_of
 
 STREAMS = ("resid", "mlp", "attn", "head", "neuron")
 Direction = Literal["sufficiency", "necessity"]
@@ -53,7 +53,7 @@ def causal_trace(
     severed: str | None = None,
     layers: Sequence[int] | None = None,
     positions: Positions = "all",
-    metric: str = DEFAULT_METRIC,
+    metric: str | None = None,
     seed: int = 0,
     memory_budget: float = DEFAULT_MEMORY_BUDGET,
     progress: bool = True,
@@ -81,7 +81,8 @@ def causal_trace(
             ones, at their values in the run patched into.
         layers: Trace these only.
         positions: ``"all"`` (default), ``"cue"``, ``"cue_last"`` or ``"target"``.
-        metric: The one that tables and figures show by default; all four are computed.
+        metric: The one that tables and figures show by default; all four are computed. By default the logit
+            difference, for two-prefix pairs, which have no rival word, the log-probability.
         seed: Of the noise.
         memory_budget: Bytes that the copies of one pass may take; halved when memory runs out.
         progress: Show a progress bar.
@@ -98,23 +99,16 @@ def causal_trace(
         raise SettingsError(
             f"no direction {direction!r}.{near_matches(direction, known)} Directions: {', '.join(known)}"
         )
-    check_metric(metric)
     where = stream_of(model, stream, STREAMS)
     cut = None if severed is None else stream_of(model, severed, ("mlp", "attn"))
     width = check_window(where, window)
+    whole_number("samples", samples)
     chosen = _chosen_layers(where, layers)
     batch = as_batch(model, prompts)
     require_cues(batch)
-    spoiled = corruption_of(
-        model,
-        keep_answered(model, batch),
-        corruption,
-        samples=samples,
-        noise=noise,
-        sigma=sigma,
-        swaps=swaps,
-        seed=seed,
-    )
+    metric = default_metric(metric, batch)
+    spoiled = corruption_of(model, batch, corruption, samples=samples, noise=noise, sigma=sigma, swaps=swaps, seed=seed)
+    spoiled = spoiled.keep(rightly_answered(model, spoiled.batch), WRONG)
     tracer = _Tracer(model, where, cut, width, chosen, spoiled, direction, positions, memory_budget)
     with progress_bar(len(spoiled.batch), f"causal tracing ({stream})", "prompt", progress) as bar:
         tracer.run(bar)
@@ -269,7 +263,7 @@ def _chosen_layers(stream: Stream, layers: Sequence[int] | None) -> list[int]:
                 f"layers=[{stream.n_layers // 2}]"
             )
         return list(range(stream.n_layers))
-    chosen = sorted({int(layer) for layer in layers})
+    chosen = sorted({whole_number("a layer", layer) for layer in layers})
     outside = [layer for layer in chosen if not 0 <= layer < stream.n_layers]
     if outside or not chosen:
         what = f"layer {outside[0]} is not in the model" if outside else "layers is empty"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -17,6 +17,7 @@ from kn_lens.interventions import columns_of
 from kn_lens.models.kind import is_masked
 from kn_lens.prompts.batch import PromptBatch
 from kn_lens.prompts.tokens import ResolvedPrompt
+from kn_lens.tracing.answered import only
 from kn_lens.tracing.swap import Swapped, Swaps, swap_partners
 
 CorruptionName = Literal["noise", "swap", "zero", "mean"]
@@ -46,6 +47,13 @@ class Corruption:
     seed: int
     mean: Float[Tensor, " d_model"]
     swapped: Swapped | None
+
+    def keep(self, kept: Sequence[int], reason: str) -> Corruption:
+        """The same of some of the prompts; the others are dropped for ``reason``."""
+        if self.swapped is None:
+            return replace(self, batch=only(self.batch, kept, reason))
+        swapped = self.swapped.keep(kept, reason)
+        return replace(self, batch=swapped.batch, swapped=swapped)
 
     def tokens(self, chunk: Sequence[int], length: int) -> Int[Tensor, "row position"]:
         """What the corrupted run reads: each prompt of the chunk ``samples`` times."""
@@ -113,8 +121,8 @@ def corruption_of(
     if samples < 1:
         raise SettingsError(f"samples is {samples}; give 1 or more draws of noise")
     for what, value in (("noise", noise), ("sigma", sigma)):
-        if value is not None and not 0 < value < float("inf"):
-            raise SettingsError(f"{what} is {value}; it must be above 0")
+        if value is not None and not (isinstance(value, (int, float)) and 0 < value < float("inf")):
+            raise SettingsError(f"{what} is {value!r}; give a number above 0")
     if swaps is not None and name != "swap":
         raise SettingsError(f"swaps is given and the corruption is {name!r}; take corruption='swap'")
     swapped = swap_partners(model, batch, swaps) if name == "swap" else None

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kn_lens.errors import ModelError
+from kn_lens.errors import ModelError, PromptError
 from kn_lens.forward import DEFAULT_MEMORY_BUDGET, bytes_per_row, run_in_chunks
 from kn_lens.models.checks import has_plain_mlp
 from kn_lens.models.kind import model_name
@@ -125,7 +125,8 @@ def direct_logit_attribution(
 ) -> DirectLogits:
     """What each head and MLP (and neuron) writes into the logit difference at the target position.
 
-    The foil is the prompt's own, else the runner-up of its run.
+    The foil is the prompt's own, else the runner-up of its run; two-prefix pairs, which ask for one word after two
+    prefixes, have none unless they name it.
 
     Args:
         model: A loaded model whose layers add to the residual stream as they are; it is left as it was.
@@ -140,14 +141,21 @@ def direct_logit_attribution(
     Raises:
         ModelError: For a model in which no such sum exists: a masked model's head is not linear, and a norm behind
             the sum rescales what earlier layers wrote.
-        PromptError: If the model answers all prompts wrongly.
+        PromptError: If the model answers all prompts wrongly, or a two-prefix pair names no foil.
     """
     check_writes_directly(model, "direct logit attribution")
     if (getattr(model.cfg, "output_logits_soft_cap", 0.0) or 0.0) > 0:
         raise ModelError(f"{model_name(model)} caps its logits, which are then no sum of contributions")
     if neurons and not has_plain_mlp(model):
         raise ModelError(f"in {model_name(model)} an MLP's output is no sum over its neurons; take neurons=False")
-    batch = keep_answered(model, as_batch(model, prompts))
+    batch = as_batch(model, prompts)
+    if batch.rivals is not None and bool((batch.foil_ids < 0).any()):
+        first = batch.prompts[int((batch.foil_ids < 0).nonzero()[0])]
+        raise PromptError(
+            f"{first.text!r} is a two-prefix pair without a foil: one word is asked for after two prefixes, and there is "
+            f"no rival word to take a logit difference against; give foil=, or take activation_patching"
+        )
+    batch = keep_answered(model, batch)
     parts: dict[str, list[Tensor]] = {}
     foils: list[int] = []
 

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from kn_lens.prompts.cue_pairs import cue_labels
 from kn_lens.prompts.prompt import Dropped, Prompt
 from kn_lens.results import Result
 from kn_lens.statistics import bootstrap_mean
@@ -52,7 +53,9 @@ class KnockoutTrace(Result):
         return next(iter(self.effects.values())).dim() == 4
 
     def average(self, metric: str | None = None, *, seed: int = 0, draws: int = 1000) -> pd.DataFrame:
-        """The mean effect over the prompts that have the block, with bootstrap intervals over prompts.
+        """The mean effect over the prompts that have the block, with bootstrap intervals over facts or pairs.
+
+        Prompts with the same cue and answer are resampled together.
 
         Args:
             metric: By default the trace's own.
@@ -68,12 +71,15 @@ class KnockoutTrace(Result):
         check_metric(name)
         effects = self.effects[name]
         names = ["layer", *(["head"] if self.has_heads else [])]
+        labels = cue_labels(self.prompts)
         rows = []
         for block, values in zip(self.blocks, effects.unbind(1), strict=True):
-            known = values[~values.flatten(1).isnan().any(1)]
+            has_block = ~values.flatten(1).isnan().any(1)
+            known = values[has_block]
+            clusters = [labels[int(index)] for index in has_block.nonzero()]
             if not len(known):
                 continue
-            mean, low, high = bootstrap_mean(known.flatten(1).numpy(), seed=seed, draws=draws)
+            mean, low, high = bootstrap_mean(known.flatten(1).numpy(), clusters=clusters, seed=seed, draws=draws)
             for place, index in enumerate(np.ndindex(*values.shape[1:])):
                 spread = {"mean": mean[place], "low": low[place], "high": high[place], "prompts": len(known)}
                 rows.append({"block": block, **dict(zip(names, index, strict=True)), **spread})

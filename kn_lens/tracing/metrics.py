@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kn_lens.errors import SettingsError, near_matches
+from kn_lens.prompts.batch import PromptBatch
 
 Metric = Literal["probability", "log_probability", "logit_difference", "kl"]
 METRICS: tuple[Metric, ...] = ("probability", "log_probability", "logit_difference", "kl")
@@ -24,10 +25,27 @@ DEFAULT_METRIC: Metric = "logit_difference"
 _PART = 1024
 
 
-def check_metric(metric: str) -> None:
-    """Raise SettingsError for a metric that there is not."""
-    if metric not in METRICS:
+def check_metric(metric: str | None) -> None:
+    """Raise SettingsError for a metric that there is not; None stands for the default."""
+    if metric is not None and metric not in METRICS:
         raise SettingsError(f"no metric {metric!r}.{near_matches(metric, METRICS)} Metrics: {', '.join(METRICS)}")
+
+
+def default_metric(metric: str | None, batch: PromptBatch) -> Metric:
+    """The metric to show: by default the logit difference; of two-prefix pairs, which have no rival word, log p.
+
+    Raises:
+        SettingsError: For an unknown metric, or the logit difference of two-prefix pairs.
+    """
+    if metric is None:
+        return DEFAULT_METRIC if batch.rivals is None else "log_probability"
+    check_metric(metric)
+    if metric == "logit_difference" and batch.rivals is not None:
+        raise SettingsError(
+            "two-prefix pairs ask for one word after two prefixes and have no rival word to take a logit difference "
+            "against; take metric='log_probability'"
+        )
+    return metric  # type: ignore[return-value]
 
 
 def all_metrics(

@@ -15,7 +15,7 @@ from kn_lens.forward import CleanRun, clean_run
 from kn_lens.prompts.batch import PromptBatch, as_batch
 from kn_lens.prompts.prompt import Prompt
 from kn_lens.results import provenance
-from kn_lens.tracing.answered import keep_answered
+from kn_lens.tracing.answered import WRONG, rightly_answered
 from kn_lens.tracing.foils import foil_ids
 from kn_lens.tracing.metrics import METRICS, all_metrics
 from kn_lens.tracing.patch_effects import PatchEffects
@@ -46,7 +46,8 @@ def twins_of(
     """
     batch = as_batch(model, prompts)
     if sources is None:
-        return swap_partners(model, keep_answered(model, batch), swaps)
+        swapped = swap_partners(model, batch, swaps)
+        return swapped.keep(rightly_answered(model, swapped.batch), WRONG)
     if swaps is not None:
         raise SettingsError("sources and swaps both say what the twins are; give one of them")
     twins = as_batch(model, sources)
@@ -59,17 +60,13 @@ def twins_of(
                 f"{entry.prompt.text!r} is {len(entry.ids)}, asked at {entry.target_position}; states are patched "
                 f"token by token: give sentences that run in parallel"
             )
-    kept = keep_answered(model, batch)
-    chosen: list[int] = []
-    for entry in kept.resolved:  # a subsequence of the batch
-        start = chosen[-1] + 1 if chosen else 0
-        chosen.append(next(at for at in range(start, len(batch)) if batch.resolved[at] is entry))
-    return Swapped(
-        kept,
-        tuple(twins.resolved[index].ids for index in chosen),
-        tuple(twins.prompts[index].text for index in chosen),
-        tuple(twins.resolved[index].target_ids[0] for index in chosen),
+    swapped = Swapped(
+        batch,
+        tuple(twin.ids for twin in twins.resolved),
+        tuple(prompt.text for prompt in twins.prompts),
+        tuple(twin.target_ids[0] for twin in twins.resolved),
     )
+    return swapped.keep(rightly_answered(model, batch), WRONG)
 
 
 @dataclass(frozen=True)
@@ -138,11 +135,13 @@ def run_pair(
 
 
 class Collected:
-    """Effects of all prompts, filled in shape by shape."""
+    """Effects of all prompts, filled in shape by shape; ``given``: the twins are the user's own sentences."""
 
-    def __init__(self, swapped: Swapped, state: tuple[int, ...], metrics: Sequence[str] = METRICS) -> None:
+    def __init__(
+        self, swapped: Swapped, state: tuple[int, ...], metrics: Sequence[str] = METRICS, *, given: bool
+    ) -> None:
         count = len(swapped.batch)
-        self.swapped, self.metrics = swapped, tuple(metrics)
+        self.swapped, self.metrics, self.given = swapped, tuple(metrics), given
         self.effects = torch.full((count, *state, len(metrics)), float("nan"))
         self.clean = torch.zeros(count, len(METRICS))
         self.corrupted = torch.zeros(count, len(METRICS))
@@ -159,7 +158,9 @@ class Collected:
         cues = []
         for entry, twin in zip(batch.resolved, self.swapped.ids, strict=True):
             differing = tuple(at for at, token in enumerate(entry.ids) if token != twin[at])
-            cues.append(entry.cue_positions or differing or (entry.target_position,))
+            # A given twin may differ elsewhere than in the cue; of swapped cues, tokens may be alike by chance.
+            first, second = (differing, entry.cue_positions) if self.given else (entry.cue_positions, differing)
+            cues.append(first or second or (entry.target_position,))
         return PatchEffects(
             effects=dict(zip(self.metrics, self.effects.unbind(-1), strict=True)),
             clean=dict(zip(METRICS, self.clean.unbind(-1), strict=True)),

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kn_lens.errors import SettingsError, near_matches
+from kn_lens.prompts.cue_pairs import cue_labels
 from kn_lens.prompts.prompt import Dropped, Prompt
 from kn_lens.results import Result
 from kn_lens.statistics import bootstrap_mean
@@ -23,11 +24,15 @@ if TYPE_CHECKING:
 
 
 _ROUNDING = 1e-6  # of the largest effect: below it, in float32, an effect is 0
+_NOTHING = 1e-5  # of the other side's largest: one whose largest is below it holds no effects, only rounding
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How well estimated effects follow exact ones, over the states of all prompts; NaN without spread."""
+    """How well estimated effects follow exact ones, over the states of all prompts.
+
+    NaN where either side has no spread, or is rounding beside the other.
+    """
 
     pearson: float
     spearman: float
@@ -44,7 +49,8 @@ class PatchEffects(Result):
             differ (in a causal model), NaN past a prompt's end.
         clean, corrupted: By metric, its value for the sentence and for its twin.
         tokens: Labels of each prompt's tokens.
-        cue_positions: Where the two sentences differ: the prompt's cue, or else the tokens that do.
+        cue_positions: Where the two sentences differ: the cue that was swapped, or the tokens in which a twin that was
+            given differs.
         target_positions: Where the answer is read.
         foils: The word that the logit difference is taken against.
         twins: The other sentence of each pair.
@@ -141,7 +147,9 @@ class PatchEffects(Result):
         return pooled
 
     def average(self, metric: str | None = None, *, seed: int = 0, draws: int = 1000) -> pd.DataFrame:
-        """The mean effect over prompts by layer (and unit), with bootstrap intervals over prompts.
+        """The mean effect over prompts by layer (and unit), with bootstrap intervals over facts or pairs.
+
+        Prompts with the same cue and answer are resampled together.
 
         Args:
             metric: By default the result's own.
@@ -156,10 +164,13 @@ class PatchEffects(Result):
         each = self.positions == "each"
         pooled = self.by_class(metric) if each else {"": self.effects[self.metric_name(metric)]}
         names = [name for name in self.axes if name != "position"]
+        labels = cue_labels(self.prompts)
         rows = []
         for name, values in pooled.items():
-            known = values[~values.flatten(1).isnan().any(1)]
-            mean, low, high = bootstrap_mean(known.flatten(1).numpy(), seed=seed, draws=draws)
+            has_state = ~values.flatten(1).isnan().any(1)
+            known = values[has_state]
+            clusters = [labels[int(index)] for index in has_state.nonzero()]
+            mean, low, high = bootstrap_mean(known.flatten(1).numpy(), clusters=clusters, seed=seed, draws=draws)
             for place, index in enumerate(np.ndindex(*values.shape[1:])):
                 spread = {"mean": mean[place], "low": low[place], "high": high[place], "prompts": len(known)}
                 rows.append(({"class": name} if each else {}) | dict(zip(names, index, strict=True)) | spread)
@@ -176,11 +187,13 @@ class PatchEffects(Result):
             metric: By default this result's own.
 
         Raises:
-            SettingsError: If the two are not of the same states.
+            SettingsError: If the two are not of the same states, or ``exact`` is no result of activation patching.
         """
         from scipy import stats
 
-        for name in ("prompts", "twins", "component", "positions", "direction"):
+        if exact.method != "activation_patching":
+            raise SettingsError(f"exact is from {exact.method}; give effects from activation_patching")
+        for name in ("prompts", "twins", "component", "positions", "direction", "receiver"):
             if getattr(self, name) != getattr(exact, name):
                 shown = "" if name in ("prompts", "twins") else f": {getattr(self, name)!r}, {getattr(exact, name)!r}"
                 raise SettingsError(
@@ -191,7 +204,7 @@ class PatchEffects(Result):
         larger = torch.maximum(mine.abs(), theirs.abs()).nan_to_num(0)
         known = larger > _ROUNDING * larger.max()
         first, second = mine[known].numpy(), theirs[known].numpy()
-        if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
+        if len(first) < 2 or min(np.ptp(first), np.ptp(second)) == 0 or _is_rounding(first, second):
             return Agreement(float("nan"), float("nan"), len(first))
         pearson, spearman = stats.pearsonr(first, second), stats.spearmanr(first, second)
         return Agreement(float(np.asarray(pearson)[0]), float(np.asarray(spearman)[0]), len(first))
@@ -242,3 +255,9 @@ class PatchEffects(Result):
                 f"{', '.join(self.effects)}"
             )
         return name
+
+
+def _is_rounding(first: np.ndarray, second: np.ndarray) -> bool:
+    """Whether the largest of one is nothing beside the largest of the other."""
+    small, large = sorted((float(np.abs(first).max()), float(np.abs(second).max())))
+    return small <= _NOTHING * large

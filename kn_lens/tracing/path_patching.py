@@ -25,11 +25,11 @@ from kn_lens.forward import DEFAULT_MEMORY_BUDGET, CleanRun, Columns, bytes_per_
 from kn_lens.interventions import columns_of
 from kn_lens.models.stepping import readout
 from kn_lens.progress import progress_bar
-from kn_lens.prompts.batch import PromptBatch
+from kn_lens.prompts.batch import PromptBatch, as_batch
 from kn_lens.prompts.prompt import Prompt
 from kn_lens.sites import Unit, site_of
 from kn_lens.streams import Stream, stream_of
-from kn_lens.tracing.metrics import DEFAULT_METRIC, METRICS, check_metric, effect
+from kn_lens.tracing.metrics import METRICS, check_metric, default_metric, effect
 from kn_lens.tracing.pairs_of_runs import (
     Collected,
     Direction,
@@ -58,7 +58,7 @@ def path_patching(
     component: Input = "q",
     direction: Direction = "sufficiency",
     swaps: Swaps | None = None,
-    metric: str = DEFAULT_METRIC,
+    metric: str | None = None,
     memory_budget: float = DEFAULT_MEMORY_BUDGET,
     progress: bool = True,
 ) -> PatchEffects:
@@ -74,7 +74,8 @@ def path_patching(
             values the index is the group's.
         direction: ``"sufficiency"`` (default) changes the twin's run, ``"necessity"`` the sentence's.
         swaps: Without ``sources``: the new cue of each prompt, or a mapping from cues.
-        metric: The one that tables and figures show by default; all four are computed.
+        metric: The one that tables and figures show by default; all four are computed. By default the logit
+            difference, and log p of two-prefix pairs.
         memory_budget: Bytes that the copies of one pass may take; halved when memory runs out.
         progress: Show a progress bar.
 
@@ -84,7 +85,7 @@ def path_patching(
     Raises:
         ModelError: For a masked model, or one with norms between its layers and the residual stream.
         UnitsError: If the receiver is not in the model.
-        SettingsError: For an unknown component, direction or metric.
+        SettingsError: For an unknown component, direction or metric, or the logit difference of two-prefix pairs.
         PromptError: If the model answers all prompts wrongly, none has a twin, or a twin is of another length.
     """
     check_metric(metric)
@@ -92,12 +93,14 @@ def path_patching(
     check_writes_directly(model, "path patching")
     reader = None if receiver == "logits" else _reader(model, receiver, component)
     heads = stream_of(model, "head")
-    swapped = twins_of(model, prompts, sources, swaps)
+    batch = as_batch(model, prompts)
+    shown = default_metric(metric, batch)
+    swapped = twins_of(model, batch, sources, swaps)
     n_layers, n_heads = model.cfg.n_layers, model.cfg.n_heads
     senders = n_layers if reader is None else reader.layer
     keep = [f"blocks.{layer}.attn.hook_z" for layer in range(senders)]
     last = f"blocks.{n_layers - 1}.hook_resid_post"
-    collected = Collected(swapped, (heads.n_layers, n_heads))
+    collected = Collected(swapped, (heads.n_layers, n_heads), given=sources is not None)
 
     @torch.no_grad()
     def run(chunk: Sequence[int], shape: Shape) -> None:
@@ -125,13 +128,13 @@ def path_patching(
     name = "logits" if reader is None else f"{reader.layer}:{reader.unit} {component}"
     return collected.result(
         model,
-        {"receiver": name, "direction": direction, "metric": metric},
+        {"receiver": name, "direction": direction, "metric": shown},
         component="head",
         positions="sum",
         direction=direction,
         method="path_patching",
         receiver=name,
-        metric=metric,
+        metric=shown,
     )
 
 

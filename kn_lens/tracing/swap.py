@@ -10,8 +10,9 @@ from typing import Any
 from kn_lens.errors import PromptError
 from kn_lens.prompts.batch import PromptBatch
 from kn_lens.prompts.positions import require_cues
-from kn_lens.prompts.prompt import Dropped, Prompt
+from kn_lens.prompts.prompt import Prompt
 from kn_lens.prompts.tokens import ResolvedPrompt, TokenResolver, UnusablePrompt
+from kn_lens.tracing.answered import only
 
 NO_PARTNER = "no cue of equal token length to swap with"
 
@@ -27,13 +28,22 @@ class Swapped:
         batch: The prompts that have one; the others are in its ``dropped``.
         ids: Tokens of each twin, as many as of its prompt.
         texts: The twins as text.
-        answers: First token of the answer to what each was swapped with, or -1 where that is not known.
+        answers: First token of the answer to each twin, where the batch holds it as a prompt of its own; else -1.
     """
 
     batch: PromptBatch
     ids: tuple[tuple[int, ...], ...]
     texts: tuple[str, ...]
     answers: tuple[int, ...]
+
+    def keep(self, kept: Sequence[int], reason: str) -> Swapped:
+        """Some of the prompts with their twins; the others are dropped for ``reason``."""
+        return Swapped(
+            only(self.batch, kept, reason),
+            tuple(self.ids[index] for index in kept),
+            tuple(self.texts[index] for index in kept),
+            tuple(self.answers[index] for index in kept),
+        )
 
 
 def swap_partners(model: Any, batch: PromptBatch, swaps: Swaps | None = None) -> Swapped:
@@ -52,46 +62,40 @@ def swap_partners(model: Any, batch: PromptBatch, swaps: Swaps | None = None) ->
     cues = [_cue_text(entry) for entry in batch.resolved]
     given = _given(cues, swaps)
     kept: list[int] = []
-    twins: list[tuple[tuple[int, ...], str, int]] = []
-    dropped: list[Dropped] = []
+    twins: list[tuple[tuple[int, ...], str]] = []
     for index, entry in enumerate(batch.resolved):
         if given is not None:
-            answer = next(
-                (other.target_ids[0] for at, other in enumerate(batch.resolved) if cues[at] == given[index]), -1
-            )
             found = _twin(resolver, entry, given[index])
             if found is None:
                 raise PromptError(_misfit(resolver, entry, cues, index, given[index]))
-            twin = (found.ids, found.prompt.text, answer)
+            twin = (found.ids, found.prompt.text)
         else:
             twin = _partner(resolver, batch, cues, index)
-        if twin is None:
-            dropped.append(Dropped(text=entry.prompt.text, reason=NO_PARTNER, source=entry.prompt.source))
-            continue
-        kept.append(index)
-        twins.append(twin)
+        if twin is not None:
+            kept.append(index)
+            twins.append(twin)
     if not kept:
         first = batch.resolved[0]
         raise PromptError(
             f"no prompt has a cue to swap with: {cues[0]!r} of {first.prompt.text!r} is {len(first.cue_positions)} "
             f"tokens, and no other prompt with another answer has a cue as long; give more prompts, or swaps="
         )
-    chosen = batch.select(kept) if len(kept) < len(batch) else batch
-    ids, texts, answers = zip(*twins, strict=True)
-    return Swapped(replace(chosen, dropped=(*batch.dropped, *dropped)), ids, texts, answers)
+    ids, texts = zip(*twins, strict=True)
+    known = {entry.ids: entry.target_ids[0] for entry in batch.resolved}
+    return Swapped(only(batch, kept, NO_PARTNER), ids, texts, tuple(known.get(twin, -1) for twin in ids))
 
 
 def _partner(
     resolver: TokenResolver, batch: PromptBatch, cues: Sequence[str], index: int
-) -> tuple[tuple[int, ...], str, int] | None:
+) -> tuple[tuple[int, ...], str] | None:
     entry = batch.resolved[index]
     if entry.rival_ids is not None:
-        same = len(entry.rival_ids) == len(entry.ids)
-        return (entry.rival_ids, entry.prompt.foil_prefix or "", -1) if same else None
+        fits = _same_outside_the_cue(entry, entry.rival_ids)
+        return (entry.rival_ids, entry.prompt.foil_prefix or "") if fits else None
     for other in _candidates(batch, cues, index):
         found = _twin(resolver, entry, cues[other])
         if found is not None:
-            return found.ids, found.prompt.text, batch.resolved[other].target_ids[0]
+            return found.ids, found.prompt.text
     return None
 
 
@@ -120,10 +124,13 @@ def _twin(resolver: TokenResolver, entry: ResolvedPrompt, cue: str) -> ResolvedP
         twin = resolver.resolve(_with_cue(entry.prompt, cue))
     except UnusablePrompt:
         return None
-    same_places = twin.cue_positions == entry.cue_positions and len(twin.ids) == len(entry.ids)
+    same_places = (twin.cue_positions, twin.target_position) == (entry.cue_positions, entry.target_position)
+    return twin if same_places and _same_outside_the_cue(entry, twin.ids) else None
+
+
+def _same_outside_the_cue(entry: ResolvedPrompt, ids: Sequence[int]) -> bool:
     outside = set(range(len(entry.ids))) - set(entry.cue_positions)
-    same_rest = same_places and all(twin.ids[at] == entry.ids[at] for at in outside)
-    return twin if same_rest and twin.target_position == entry.target_position else None
+    return len(ids) == len(entry.ids) and all(ids[at] == entry.ids[at] for at in outside)
 
 
 def _with_cue(prompt: Prompt, cue: str) -> Prompt:

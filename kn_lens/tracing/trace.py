@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kn_lens.errors import SettingsError, near_matches
+from kn_lens.prompts.cue_pairs import cue_labels
 from kn_lens.prompts.prompt import Dropped, Prompt
 from kn_lens.results import Result
 from kn_lens.statistics import bootstrap_mean
@@ -129,7 +130,9 @@ class CausalTrace(Result):
         return pooled
 
     def average(self, metric: str | None = None, *, seed: int = 0, draws: int = 1000) -> pd.DataFrame:
-        """AIE: the mean effect over prompts, by class of position and layer, with bootstrap intervals over prompts.
+        """AIE: the mean effect over prompts, by class of position and layer, with bootstrap intervals.
+
+        Prompts with the same cue and answer (a fact's paraphrases) are resampled together.
 
         Args:
             metric: By default the trace's own.
@@ -142,9 +145,15 @@ class CausalTrace(Result):
         import pandas as pd
 
         rows = []
+        labels = cue_labels(self.prompts)
         for name, values in self.by_class(metric).items():
             known = ~values.flatten(1).isnan().all(1)
-            mean, low, high = bootstrap_mean(values[known].flatten(1).numpy(), seed=seed, draws=draws)
+            traced = values[known].flatten(1)
+            asked = (~traced.isnan().any(0)).numpy()  # a trace of some layers leaves the others out
+            clusters = [label for label, there in zip(labels, known.tolist(), strict=True) if there]
+            mean, low, high = np.full((3, len(asked)), np.nan)
+            some = traced[:, asked].double().numpy()
+            mean[asked], low[asked], high[asked] = bootstrap_mean(some, clusters=clusters, seed=seed, draws=draws)
             for place, index in enumerate(np.ndindex(*values.shape[1:])):
                 row = {"class": name, "layer": index[0]} | ({"unit": index[1]} if self.has_units else {})
                 if not np.isnan(mean[place]):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import operator
+from typing import Any
 
 from kn_lens.errors import SettingsError
 from kn_lens.streams import Stream
@@ -25,13 +27,25 @@ def default_window(stream: Stream) -> int:
     return PAPER_WINDOW if stream.n_layers > _SHALLOW else max(1, round(stream.n_layers / 5))
 
 
+def whole_number(what: str, value: Any) -> int:
+    """``value`` as an int.
+
+    Raises:
+        SettingsError: If it is none.
+    """
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise SettingsError(f"{what} is {value!r}; give a whole number") from None
+
+
 def check_window(stream: Stream, window: int | None) -> int:
     """The window to use; one larger than the model is clipped, and the log says so.
 
     Raises:
         SettingsError: If it is below 1, or above 1 for single units.
     """
-    width = default_window(stream) if window is None else window
+    width = default_window(stream) if window is None else whole_number("window", window)
     if width < 1:
         raise SettingsError(f"window is {width}; it must be at least 1 layer")
     if stream.n_units is not None and width > 1:

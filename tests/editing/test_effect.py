@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -64,12 +66,36 @@ def test_accuracy_and_flips_of_pairs():
     assert row["flipped"] == 0.5
     assert row["control_accuracy"] == pytest.approx((0.75 + 0.5) / 2)
     assert row["control_flipped"] == pytest.approx((0.25 + 0) / 2)
-    assert row["percentile_flipped"] == 100
-    assert row["percentile_accuracy"] == 25  # below one of two, equal to the other
+    assert (row["draws"], row["distinct_draws"]) == (2, 2)
+    for name in ("percentile_flipped", "percentile_accuracy", "p_flipped", "p_accuracy"):
+        assert np.isnan(row[name])  # two draws tell nothing
     change = np.log(np.array([0.2 / 0.6, 0.5 / 0.3, 0.3 / 0.4, 2.0])).mean()
     assert row["log_probability_change"] == pytest.approx(change, rel=1e-5)
     low, high = stats.binomtest(2, 4).proportion_ci(method="wilson")
     assert (row["accuracy_before_low"], row["accuracy_before_high"]) == pytest.approx((low, high))
+
+
+def test_ranks_among_enough_draws():
+    """Accuracy 0.5 after the edit; 0.5 in 6 of 24 draws, else 1."""
+    after = [[0] + [1] * 24, [1] + [0] * 6 + [1] * 18]
+    tops = [[1, *row] for row in after]
+    effect = effect_of(target=[[0.5] * 26] * 2, top=tops, target_ids=[1, 1])
+    row = effect.summary()
+    assert row["distinct_draws"] == 24
+    assert row["percentile_accuracy"] == pytest.approx(100 * 3 / 24)  # ties count half
+    assert row["percentile_flipped"] == pytest.approx(100 * 21 / 24)
+    assert row["p_accuracy"] == row["p_flipped"] == pytest.approx(7 / 25)
+
+
+def test_repeated_draws_are_counted_once():
+    """Of 24 draws 4 are distinct of the one prompt and 6 of the other: 12 in all, too few for a rank."""
+    effect = effect_of(target=[[0.5] * 26] * 2, top=[[1] * 26] * 2, target_ids=[1, 1])
+    drawn = torch.tensor([[draw % 4 for draw in range(24)], [draw % 6 for draw in range(24)]])
+    effect = replace(effect, drawn=drawn)
+    assert effect.distinct_draws == 12
+    assert np.isnan(effect.summary()["p_accuracy"])
+    part = effect.where(lambda prompt: prompt.text == "text 0")
+    assert (part.distinct_draws, part.drawn.tolist()) == (4, drawn[:1].tolist())
 
 
 def test_accuracy_and_flips_of_facts():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -222,13 +224,56 @@ def test_columns_join_at_their_own_layers(exact_model: Any, family: str) -> None
                 assert found[index, column, 0] == found[index, 0, 0]
 
 
-def test_controls_are_as_many_where_others_run_out(random_model: Any) -> None:
-    """Three of a layer's four heads: the control is the fourth and two of the three."""
-    site = site_of(random_model("gpt2"), "head")
-    units = [(1, 0), (1, 1), (1, 3)]
+def test_controls_are_as_many_where_other_neurons_run_out(random_model: Any) -> None:
+    """All but one of a layer's neurons: the control is that one and all but one of the others."""
+    site = site_of(random_model("gpt2"), "mlp")
+    units = [(1, index) for index in range(site.n_units - 1)]
     for drawn in list(with_controls(units, site, 20, "0"))[1:]:
-        assert len(set(drawn)) == 3
-        assert (1, 2) in drawn
+        assert len(set(drawn)) == site.n_units - 1
+        assert (1, site.n_units - 1) in drawn
+
+
+def test_heads_are_drawn_from_all_of_the_layer(random_model: Any) -> None:
+    """Two of four heads: each of the six pairs, the one found too, is drawn as often as any other."""
+    site = site_of(random_model("gpt2"), "head")
+    draws = list(with_controls([(1, 0), (1, 2)], site, 3000, "0"))[1:]
+    counts = Counter(frozenset(drawn) for drawn in draws)
+    assert set(counts) == {frozenset({(1, a), (1, b)}) for a, b in itertools.combinations(range(4), 2)}
+    assert all(abs(count - 500) < 90 for count in counts.values())  # 4 standard deviations
+    nested = nested_controls([np.array([5]), np.array([4, 6])], site, 3000, "0")
+    pairs = Counter(tuple(sorted(drawn.tolist())) for drawn in nested[1])
+    assert set(pairs) == set(itertools.combinations(range(4, 8), 2))
+    assert all(abs(count - 500) < 90 for count in pairs.values())
+    assert all(single[0] in pair for single, pair in zip(*nested, strict=True))
+
+
+def test_an_effect_counts_its_distinct_draws(random_model: Any) -> None:
+    """Pairs of four heads, 60 draws of each of two groups: no more than 6 of each group, up to 36 together."""
+    model = random_model("gpt2")
+    batch = grouped_batch(model)
+    effect = kn.suppress(model, batch, [(1, 0), (1, 2)], site="head", controls=60, progress=False)
+    site = site_of(model, "head")
+    drawn = {
+        group: [frozenset(units) for units in with_controls([(1, 0), (1, 2)], site, 60, f"0:{group}")][1:]
+        for group in "ab"
+    }
+    assert effect.distinct_draws == len(set(zip(drawn["a"], drawn["b"], strict=True)))
+    assert effect.where(lambda prompt: prompt.group == "a").distinct_draws == len(set(drawn["a"])) == 6
+    assert np.isnan(effect.where(lambda prompt: prompt.group == "a").summary()["percentile_accuracy"])
+    neurons = kn.suppress(model, batch, [(1, 0), (1, 2)], controls=30, progress=False)
+    assert neurons.distinct_draws == 30
+
+
+@pytest.mark.parametrize("ablation", ["mean", "resample"])
+def test_one_group_alone_is_warned_of(random_model: Any, ablation: Any, caplog: pytest.LogCaptureFixture) -> None:
+    model = random_model("gpt2")
+    batch = grouped_batch(model)
+    kn.suppress(model, batch, [(1, 0)], ablation=ablation, controls=0, progress=False)
+    assert not caplog.messages
+    kn.suppress(model, batch.select([0, 2]), [(1, 0)], ablation=ablation, controls=0, progress=False)
+    assert [f"ablation='{ablation}': all 2 prompts are of the group 'a'" in message for message in caplog.messages] == [
+        True
+    ]
 
 
 def test_nested_controls_are_matched_by_layer(random_model: Any) -> None:

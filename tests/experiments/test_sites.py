@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
 import kn_lens as kn
-from kn_lens.errors import DataError, SettingsError
+from kn_lens.errors import DataError, OutputError, PromptError, SettingsError
 from kn_lens.experiments.site_comparison import SiteComparison
-from kn_lens.experiments.sites import compare_sites
+from kn_lens.experiments.sites import compare_sites, take_away
 from kn_lens.experiments.sites_findings import sites_findings
 from kn_lens.localization.ablation import ablation_curve
 from kn_lens.localization.measures import concentration
@@ -58,13 +60,19 @@ def test_values_are_those_of_the_single_functions(result: SiteComparison, organi
     effect = kn.suppress(model, batch.select(test), units, site="head", controls=12, seed=1, progress=False).summary()
     assert row["accuracy after"] == effect["accuracy_after"]
     assert row["accuracy after, random"] == pytest.approx(effect["control_accuracy"])
-    assert row["accuracy percentile"] == effect["percentile_accuracy"]
+    assert math.isnan(row["accuracy percentile"])  # 12 draws tell nothing
+    assert (row["draws"], row["distinct draws"]) == (12, effect["distinct_draws"])
     curve = ablation_curve(model, batch.select(test), scores.select(search), controls=12, seed=1, progress=False)
     half, random = curve.k_half(), curve.control_k_half()
     assert row["half: k"] == half.k.value
     assert row["half: norm high"] == half.norm.high
-    assert row["half: share of units"] == half.share.value == half.k.value / 16
+    assert row["half: units"] == half.taken.value <= half.k.value
+    assert row["half: share of units"] == half.share.value == half.taken.value / 16
     assert row["half: k, random low"] == random.k.low
+    assert row["answered rightly"] == len(curve)
+    assert row["answered rightly"] + row["answered wrongly"] == row["prompts held out"]
+    assert row["flipped at most"] == pytest.approx(curve.flipped.float().mean(0).max().item())
+    assert row["flipped at the largest k"] == pytest.approx(curve.flipped[:, -1].float().mean().item())
 
 
 def test_what_was_found_is_not_searched_on_what_it_is_tested_on(result: SiteComparison) -> None:
@@ -87,14 +95,19 @@ def test_figures_and_findings_are_of_these_numbers(result: SiteComparison) -> No
     assert result.manifest()["findings"] == sentences
 
 
+CURRENCIES = ("units", "share of units", "norm")
+
+
 def table_row(data: str, kind: str, site: str, half: float, **other: Any) -> dict[str, Any]:
     """A row of the table whose half lies at ``half`` units, give or take one, and at as many hundredths."""
     row: dict[str, Any] = {"data": data, "kind": kind, "site": site, "units of the site": 100, "|KN|": 3.0, "R₁²": 0.5}
     row |= {"stability": 0.5, "Gini": 0.9, "top 1 % units": 1, "top 1 % share": 0.25, "prompts held out": 8}
     row |= {"accuracy before": 1.0, "accuracy after": 0.5, "accuracy after low": 0.2, "accuracy after high": 0.8}
-    row |= {"accuracy after, random": 0.9, "accuracy percentile": 2.0}
+    row |= {"accuracy after, random": 0.9, "accuracy p": 0.02, "draws": 100, "distinct draws": 90}
+    row |= {"answered rightly": 7, "answered wrongly": 1, "flipped at most": 0.39, "flipped at most, random": 0.12}
+    row |= {"flipped at the largest k": 0.25}
     for of, at in (("", half), (", random", math.nan)):
-        for name, scale in (("k", 1.0), ("share of units", 0.01), ("norm", 0.1)):
+        for name, scale in (("units", 1.0), ("k", 2.0), ("share of units", 0.01), ("norm", 0.1)):
             known = not math.isnan(at)
             row |= {
                 f"half: {name}{of}": at * scale,
@@ -112,15 +125,17 @@ def test_findings_follow_the_numbers() -> None:
         "25% of Σ|α|), and 3.0 of 100 heads per group (R₁² 0.50, stability 0.50, Gini 0.90, the top head holds 25% of "
         "Σ|α|).",
         "F: without the neurons found, accuracy on 8 held-out prompts goes from 100.0% to 50.0% [20%, 80%]; random "
-        "neurons of the same layers leave 90.0%: the drop is beyond chance.",
-        "F: as the top neurons (of those with a score above 0) are taken away, half of the answers flip at 20 neurons "
-        "[19, 21], 20% of all, with 200% of the residual stream's norm taken away; with random neurons of the same "
-        "layers never.",
+        "neurons of the same layers leave 90.0%: the drop is beyond chance (p = 0.02; 100 draws, 90 of them distinct).",
+        "F: as the top neurons (of those with a score above 0) are taken away from the 7 prompts answered rightly (1 "
+        "answered wrongly take no part), half of the answers flip at 20 neurons [19, 21 over groups] taken on average "
+        "(k = 40), 20% of all, a change 2.00 times as large as the residual stream at the answer; with random neurons "
+        "of the same layers, fewer than half of the answers flip anywhere on the curve (at most 12%).",
         "F: without the heads found, accuracy on 8 held-out prompts goes from 100.0% to 50.0% [20%, 80%]; random heads "
-        "of the same layers leave 90.0%: the drop is beyond chance.",
-        "F: as the top heads (of those with a score above 0) are taken away, half of the answers flip at 2 heads "
-        "[1, 3], 2% of all, with 20% of the residual stream's norm taken away; with random heads of the same "
-        "layers never.",
+        "of the same layers leave 90.0%: the drop is beyond chance (p = 0.02; 100 draws, 90 of them distinct).",
+        "F: as the top heads (of those with a score above 0) are taken away from the 7 prompts answered rightly (1 "
+        "answered wrongly take no part), half of the answers flip at 2 heads [1, 3 over groups] taken on average "
+        "(k = 4), 2% of all, a change 0.20 times as large as the residual stream at the answer; with random heads "
+        "of the same layers, fewer than half of the answers flip anywhere on the curve (at most 12%).",
         "F, half of the answers: in number heads cost less; as a share of the site's units heads cost less; in output "
         "taken away heads cost less.",
     ]
@@ -133,25 +148,50 @@ def test_findings_turn_with_the_numbers() -> None:
     assert "in number they cost the same;" in sites_findings(pd.DataFrame(same))[-1]
     one = [table_row("F", "facts", "mlp", math.nan), table_row("F", "facts", "head", 4)]
     assert sites_findings(pd.DataFrame(one))[-1] == (
-        "F: only taking heads away flips half of the answers; neurons do not on their curve."
+        "F: taking heads away flips half of the answers; neurons do not on their curve."
     )
+    one[0] |= {"half: units low": 5.0}
+    assert sites_findings(pd.DataFrame(one))[-1].endswith("on their curve (their intervals overlap).")
+    few = [row | {f"half: {name} {end}": math.nan for name in CURRENCIES for end in ("low", "high")} for row in close]
+    said = sites_findings(pd.DataFrame(few))
+    assert "in number neurons cost less (no intervals: too few groups)" in said[-1]
+    assert "at 3 neurons (a single group: no interval)" in said[2]
+    assert not any("overlap" in sentence for sentence in said)
     none = [table_row("F", "facts", "mlp", math.nan), table_row("F", "facts", "head", math.nan)]
     assert sites_findings(pd.DataFrame(none))[-1] == (
         "F: neither the top neurons nor the top heads flip half of the answers."
     )
-    chance = [table_row("F", "facts", "head", 4, **{"accuracy percentile": 40.0})]
-    assert "the drop is not beyond chance" in sites_findings(pd.DataFrame(chance))[0]
+    assert "half of the answers flip anywhere" in sites_findings(pd.DataFrame(none))[2]
+    assert "(at most 39%); with random" in sites_findings(pd.DataFrame(none))[2]
+    for p, words in ((0.05, "not beyond chance (p = 0.05;"), (0.0476, "is beyond chance (p = 0.048;")):
+        chance = [table_row("F", "facts", "head", 4, **{"accuracy p": p})]
+        assert f"the drop {words}" in sites_findings(pd.DataFrame(chance))[0].replace("is not", "not")
+    few = [table_row("F", "facts", "head", 4, **{"accuracy p": math.nan, "distinct draws": 6})]
+    assert sites_findings(pd.DataFrame(few))[0].endswith(
+        "whether the drop is beyond chance, too few draws tell (100 draws, 6 of them distinct)."
+    )
     still = [table_row("F", "facts", "head", 4, **{"accuracy after": 1.0})]
-    assert sites_findings(pd.DataFrame(still))[0].endswith("no drop.")
+    assert sites_findings(pd.DataFrame(still))[0].endswith("no drop (100 draws, 90 of them distinct).")
+    nothing = [table_row("F", "facts", "head", math.nan, **{"|KN|": 0.0})]
+    assert sites_findings(pd.DataFrame(nothing))[0] == (
+        "F: the search finds no heads, so there are none to take away (accuracy on 8 held-out prompts: 100.0%)."
+    )
+    mean = [table_row("F", "facts", "head", 17 / 3)]
+    assert "flip at 5.7 heads [4.7, 6.7 over groups] taken on average" in sites_findings(pd.DataFrame(mean))[1]
 
 
 def test_facts_and_pairs_are_compared_site_by_site() -> None:
     rows = [table_row("F", "facts", "head", 9), table_row("A", "pairs", "head", 2, **{"R₁²": 0.75})]
     last = sites_findings(pd.DataFrame(rows))[-1]
-    assert last.startswith(
-        "Heads: half of the answers flip, to F at 9 [8, 10], to A at 2 [1, 3]: A hangs on fewer heads. Attributions "
-        "point the same way no more in F than in A (R₁² 0.50 against 0.75)."
+    assert last == (
+        "Heads: half of the answers flip, to F at 9 [8, 10 over groups], to A at 2 [1, 3 over groups]: A hangs on "
+        "fewer heads. Attributions point the same way no more in F than in A (R₁² 0.50 against 0.75). At the largest "
+        "k, 25% of the answers to F flip, to another of many words, and 25% of those to A, to the other of two."
     )
+    rows[1]["R₁²"] = math.nan
+    said = sites_findings(pd.DataFrame(rows))
+    assert "Which attributions point the same way more is not known: there is no R₁² for A." in said[-1]
+    assert all("nan" not in sentence for sentence in said)
     rows[1] = table_row("A", "pairs", "head", math.nan)
     assert "to A never: F hangs on fewer heads" in sites_findings(pd.DataFrame(rows))[-1]
 
@@ -173,6 +213,51 @@ def test_mean_ablation_at_the_cue_of_one_data_set(organism: Any) -> None:
     for settings in (entry.effect.settings, entry.curve.settings):
         assert (settings["ablation"], settings["positions"]) == ("mean", "cue_last")
     assert set(made.figures()) == {"curves", "table", "accuracy", "layers", "heads"}
+
+
+def test_a_comparison_is_read_back(result: SiteComparison, tmp_path: Path) -> None:
+    again = SiteComparison.load(result.save(tmp_path / "saved"))
+    pd.testing.assert_frame_equal(again.to_frame(), result.to_frame())
+    pd.testing.assert_frame_equal(again.curves_frame(), result.curves_frame())
+    pd.testing.assert_frame_equal(again.units_frame(), result.units_frame())
+    assert again.manifest() == result.manifest()
+    assert [entry.found.found for entry in again.entries] == [entry.found.found for entry in result.entries]
+    for entry, other in zip(again.entries, result.entries, strict=True):
+        pd.testing.assert_frame_equal(entry.found.groups_frame(), other.found.groups_frame())
+        assert entry.effect.distinct_draws == other.effect.distinct_draws
+    with pytest.raises(OutputError, match="holds no readable comparison of sites"):
+        SiteComparison.load(tmp_path)
+
+
+def test_a_site_without_units_is_kept(result: SiteComparison, organism: Any) -> None:
+    """A search that found nothing: |KN| is 0 and nothing is taken away."""
+    found = result.entries[1].found
+    empty = {name: replace(units, units=(), frequency=()) for name, units in found.found.items()}
+    entry = take_away(organism("tiny-causal"), replace(found, found=empty), 2, 1, "target", "mean", False)
+    made = replace(result, entries=(entry,))
+    row = made.to_frame().iloc[0]
+    assert row["|KN|"] == 0
+    assert row["accuracy after"] == row["accuracy before"] > 0
+    assert row["flipped"] == 0
+    assert row["draws"] == 0
+    assert made.entries[0].effect.settings["ablation"] == "mean"
+    assert "the search finds no heads" in made.findings()[0]
+    assert len(made.units_frame()) == 0
+    assert set(made.figures()) == {"curves", "table", "accuracy", "layers", "heads"}
+
+
+def test_errors_name_the_data_set_and_the_site(organism: Any) -> None:
+    model = organism("tiny-causal")
+    with pytest.raises(SettingsError, match="in a single group have the same answer: draw 2 groups or more"):
+        compare_sites(model, "P36", groups=1, ablation="resample")
+    facts = kn.load_relation("P36")
+    alone = replace(facts, facts=dict(list(facts.facts.items())[:1]), pairs={})
+    with pytest.raises(SettingsError, match=r"^P36, site head: ablation='mean' sets units to values from other prompt"):
+        compare_sites(model, alone, ("head",), groups=None, per_group=4, ablation="mean", progress=False)
+    wrong = {fact: tuple(replace(prompt, target="keys") for prompt in prompts) for fact, prompts in facts.facts.items()}
+    wrong = replace(facts, facts=dict(list(wrong.items())[:3]), pairs={})
+    with pytest.raises(PromptError, match=r"^P36, site head: tiny-causal answers none of the"):
+        compare_sites(model, wrong, ("head",), groups=None, per_group=4, progress=False)
 
 
 def test_refusals(organism: Any) -> None:

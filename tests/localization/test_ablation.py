@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,6 @@ import kn_lens as kn
 from kn_lens.attribution.scores import AttributionScores
 from kn_lens.errors import PromptError, SettingsError, UnitsError
 from kn_lens.localization.ablation import _ladder, ablation_curve
-from kn_lens.localization.curve import AblationCurve
 from kn_lens.sites import site_of
 from tests.attribution.test_planted import HEAD, LAYER, plant_head, quiet_rest
 from tests.attribution.test_planted import prompts as planted_prompts
@@ -129,82 +129,24 @@ def test_a_planted_head_flips_the_answers_and_others_do_not(tmp_path: Any, famil
     batch = planted_prompts(model)
     assert kn.answers(model, batch).correct.all()
     scores = kn.integrated_gradients(model, batch.select([0, 1]), site="head", progress=False)
-    curve = ablation_curve(model, batch.select([2, 3]), scores, controls=10, progress=False)
+    curve = ablation_curve(model, batch.select([2, 3]), scores, controls=40, progress=False)
     assert curve.ks == (1, 2, 3, 5, 8, 12)
     assert top_units(scores, "house", 1) == [(LAYER, HEAD)]
     assert curve.flipped[:, 0].all()
-    assert not curve.control_flipped[:, 0].any()
+    is_planted = (curve.control_norm[:, 0] - curve.norm[:, :1]).abs() < 1e-4  # a draw may take the planted head too
+    assert torch.equal(curve.control_flipped[:, 0], is_planted)
+    assert 0.05 < is_planted.float().mean() < 0.5
     half, control = curve.k_half(), curve.control_k_half()
-    assert (half.k.value, half.k.low, half.k.high) == (1, 1, 1)
+    assert (half.k.value, half.taken.value) == (1, 1)
+    assert math.isnan(half.k.low)  # one group: nothing to resample
     assert half.share.value == pytest.approx(1 / 12)
     assert half.norm.value == pytest.approx(curve.relative_norm[:, 0].mean().item())
     assert control.k.value > 1 or math.isnan(control.k.value)
     frame = curve.to_frame().set_index("k")
     assert frame.loc[1, "flipped"] == 1
-    assert frame.loc[1, "percentile_flipped"] == 100
-    assert frame.loc[1, "control_flipped"] == 0
-
-
-def made(flipped: list[list[int]], control: list[list[list[int]]], taken: list[int]) -> AblationCurve:
-    """A curve with these flips; a prompt's norm at the i-th k is i + 1, its stream's 10."""
-    flips, draws = torch.tensor(flipped).bool(), torch.tensor(control).bool()
-    n = len(flips)
-    norm = torch.arange(1, 1 + flips.shape[1]).float().repeat(n, 1)
-    return AblationCurve(
-        ks=(1, 2, 5),
-        taken=torch.tensor(taken).repeat(n, 1),
-        flipped=flips,
-        correct=~flips,
-        target=1 - flips.float(),
-        norm=norm,
-        control_flipped=draws,
-        control_correct=~draws,
-        control_target=1 - draws.float(),
-        control_norm=norm[..., None].repeat(1, 1, draws.shape[-1]) / 2,
-        clean_target=torch.ones(n),
-        stream=torch.full((n,), 10.0),
-        n_units=20,
-        site="head",
-        ablation="zero",
-        answered_wrongly=0,
-        prompts=tuple(kn.Prompt(f"Prompt {index} is", target="x", group="g") for index in range(n)),
-        settings={},
-        provenance={},
-    )
-
-
-def test_half_point_by_hand(tmp_path: Any) -> None:
-    control = [[[0, 0], [0, 1], [0, 1]]] * 4  # one draw flips all from k = 2 on: half, on average
-    curve = made([[0, 1, 1], [0, 1, 1], [0, 0, 1], [0, 0, 0]], control, [1, 2, 4])
-    half = curve.k_half()
-    assert (half.k.value, half.share.value, half.norm.value) == (2, 2 / 20, pytest.approx(0.2))
-    assert half.k.low == 2  # no prompt flips at k = 1
-    assert half.k.high in (5, math.inf)
-    random = curve.control_k_half()
-    assert (random.k.value, random.k.low, random.k.high) == (2, 2, 2)
-    assert random.norm.value == pytest.approx(0.1)
-    rows = curve.to_frame().to_dict("list")
-    assert rows["flipped"] == [0, 0.5, 0.75]
-    assert rows["control_flipped"] == [0, 0.5, 0.5]
-    assert rows["share_of_units"] == pytest.approx([0.05, 0.1, 0.2])
-    assert rows["percentile_flipped"] == [50, 50, 50]  # both draws alike; one above and one below
-    assert rows["correct"] == [1, 0.5, 0.25]
-    again = AblationCurve.load(curve.save(tmp_path / "curve"))
-    assert again.to_frame().equals(curve.to_frame())
-    assert again.ks == curve.ks
-
-
-def test_half_point_that_is_never_reached() -> None:
-    curve = made([[0, 0, 0], [0, 0, 0], [0, 0, 1]], [[[0], [0], [0]]] * 3, [1, 2, 5])
-    half = curve.k_half()
-    assert math.isnan(half.k.value)
-    assert math.isnan(half.share.value)
-    assert half.k.low == 5
-    assert half.k.high == math.inf
-    assert curve.control_k_half().k.low == math.inf
-    alone = made([[0, 1, 1]], [[[0], [0], [0]]], [1, 2, 5]).k_half()
-    assert alone.k.value == 2
-    assert math.isnan(alone.k.low)
+    assert frame.loc[1, "distinct_draws"] == 4
+    assert math.isnan(frame.loc[1, "percentile_flipped"])
+    assert math.isnan(frame.loc[1, "p_flipped"])
 
 
 def test_a_k_without_new_units_repeats_the_one_before(exact_model: Any) -> None:
@@ -226,26 +168,32 @@ def test_a_k_without_new_units_repeats_the_one_before(exact_model: Any) -> None:
 
 
 def test_controls_are_drawn_from_the_same_layers(exact_model: Any) -> None:
-    """Two heads of one layer: each draw equals some pair of that layer's other two heads, all of them the same pair."""
+    """Two heads of one layer: each draw equals some pair of that layer's heads, and holds the single one before."""
     model = exact_model("gpt2")
     batch = grouped(model, foils=False)
     scores = kn.integrated_gradients(model, batch, site="head", steps=4, progress=False)
     values = torch.zeros_like(scores.values)
     values[:, 1, 0], values[:, 1, 2] = 1.0, 0.5
-    curve = ablation_curve(model, batch, replace(scores, values=values), ks=[1, 2], controls=4, progress=False)
-    pair = kn.suppress(model, batch, [(1, 1), (1, 3)], site="head", controls=0, progress=False).target[:, 1]
-    for draw in range(4):
-        torch.testing.assert_close(curve.control_target[:, 1, draw], pair, atol=1e-9, rtol=1e-5)
-    singles = torch.stack(
-        [
-            kn.suppress(model, batch, [(1, head)], site="head", controls=0, progress=False).target[:, 1]
-            for head in (1, 2, 3)
-        ],
-        1,
-    )
-    for draw in range(4):
-        gaps = (singles - curve.control_target[:, 0, draw, None]).abs()
+    curve = ablation_curve(model, batch, replace(scores, values=values), ks=[1, 2], controls=30, progress=False)
+
+    def without(heads: tuple[int, ...]) -> torch.Tensor:
+        units = [(1, head) for head in heads]
+        return kn.suppress(model, batch, units, site="head", controls=0, progress=False).target[:, 1]
+
+    for at, sets in enumerate((list(combinations(range(4), 1)), list(combinations(range(4), 2)))):
+        expected = torch.stack([without(heads) for heads in sets], 1)
+        gaps = (expected[:, :, None] - curve.control_target[:, at, None]).abs()
         assert gaps.amin(1).max() < 1e-6
+        by_group = {
+            prompt.group: len({int(which) for which in gaps[index].argmin(0)})
+            for index, prompt in enumerate(curve.prompts)
+        }
+        assert set(by_group.values()) == {len(sets)}  # all are drawn, those found among them
+        assert curve.drawn is not None
+        for index in range(len(curve)):
+            assert len(set(curve.drawn[index, at].tolist())) == len(sets)
+        both = {tuple(column.tolist()) for column in curve.drawn[:, at].T}
+        assert curve.distinct_draws[at] == len(both) > len(sets)
 
 
 def test_two_prefix_pairs_flip_against_their_rival(exact_model: Any) -> None:
@@ -292,6 +240,20 @@ def test_refusals(random_model: Any) -> None:
         ablation_curve(model, [p for p in batch.prompts if p.group == "b"], other)
     with pytest.raises(UnitsError, match="the scores are of 3 layers with 3 units, and this model has 3 with 4"):
         ablation_curve(model, batch, replace(scores, values=scores.values[..., :3]))
+    foreign = replace(scores, provenance={**scores.provenance, "model": "another", "weights_hash": "0" * 32})
+    with pytest.raises(
+        UnitsError,
+        match=r"the scores are of another with other weights, or another number type, than",
+    ):
+        ablation_curve(model, batch, foreign)
+    asked = [kn.Prompt(f"The {word} is", target="dogs", foil="cat", group="g") for word in ("boy", "girl", "city")]
+    asked = [
+        entry if good == wanted else replace(entry, target="cat", foil="dogs")
+        for entry, good, wanted in zip(asked, kn.answers(model, asked).correct.tolist(), (1, 0, 0), strict=True)
+    ]
+    one_right = kn.max_activation(model, asked, site="head", progress=False)
+    with pytest.raises(SettingsError, match=r"and of 3 a single one is left \(2 answered wrongly\): give more prompts"):
+        ablation_curve(model, asked, one_right, ablation="mean")
     with pytest.raises(SettingsError, match="take site 'mlp' or 'head'"):
         ablation_curve(model, batch, kn.max_activation(model, batch, site="mlp_pre", progress=False))
     wrong = [replace(prompt, target="Paris") for prompt in batch.prompts[:2]]
@@ -307,4 +269,20 @@ def test_groups_that_were_not_searched_are_left_out(random_model: Any) -> None:
     curve = ablation_curve(model, batch, of_a, ks=[1], controls=1, progress=False)
     assert {prompt.group for prompt in curve.prompts} == {"a"}
     assert [entry.reason for entry in curve.dropped] == ["its group was not searched"] * len(scores.groups["b"])
-    assert np.isfinite(curve.to_frame().to_numpy()).all()
+    frame = curve.to_frame().drop(columns=["flipped_low", "flipped_high", "percentile_flipped", "p_flipped"])
+    assert np.isfinite(frame.to_numpy()).all()
+
+
+def test_without_a_score_above_zero_nothing_is_taken(exact_model: Any) -> None:
+    model = exact_model("gpt2")
+    batch = grouped(model, foils=False)
+    scores = kn.max_activation(model, batch, site="head", progress=False)
+    for ablation in ("zero", "mean"):
+        curve = ablation_curve(
+            model, batch, replace(scores, values=-scores.values.abs()), controls=2, ablation=ablation, progress=False
+        )
+        assert not curve.taken.any()
+        assert not curve.flipped.any()
+        assert (curve.norm == 0).all()
+        assert (curve.target == curve.clean_target[:, None]).all()
+        assert math.isnan(curve.k_half().taken.value)

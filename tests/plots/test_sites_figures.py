@@ -12,7 +12,7 @@ import torch
 import kn_lens as kn
 from kn_lens.editing.effect import UnitEffect
 from kn_lens.plots.style import BLUE, VERMILLION
-from tests.localization.test_ablation import made
+from tests.localization.test_curve import made
 
 
 def test_head_map_is_centered_on_zero() -> None:
@@ -22,7 +22,7 @@ def test_head_map_is_centered_on_zero() -> None:
     assert heat["z"][0] == pytest.approx([0.1, -0.4])
     assert math.isnan(heat["z"][1][1])
     assert (heat["zmin"], heat["zmax"]) == pytest.approx((-0.4, 0.4))
-    assert [color for _, color in heat["colorscale"]] == [BLUE, "#FFFFFF", VERMILLION]
+    assert [color for _, color in heat["colorscale"]] == [VERMILLION, "#FFFFFF", BLUE]
     assert heat["colorbar"]["title"]["text"] == "logit difference"
     assert figure["layout"]["xaxis"]["title"]["text"] == "head (from 0)"
     assert figure["layout"]["yaxis"]["title"]["text"] == "layer (from 0)"
@@ -46,7 +46,7 @@ def test_ablation_curves_in_three_currencies() -> None:
     assert len(lines) == 2 * 3 * 2  # sites, currencies, found and random
     top = [trace for trace in lines if trace["name"] == "top heads"]
     assert [list(trace["x"]) for trace in top] == [
-        [1, 2, 5],
+        pytest.approx([1, 2, 4]),
         pytest.approx([0.05, 0.1, 0.2]),
         pytest.approx([0.1, 0.2, 0.3]),
     ]
@@ -60,7 +60,7 @@ def test_ablation_curves_in_three_currencies() -> None:
     assert sum(trace["showlegend"] for trace in lines) == 4
     axes = [figure["layout"][name]["title"]["text"] for name in ("xaxis", "xaxis2", "xaxis3")]
     assert axes == [
-        "units taken away (log scale)",
+        "units taken away, mean (log scale)",
         "share of the site's units (log scale)",
         "norm taken away / norm of the stream",
     ]
@@ -124,9 +124,12 @@ def test_the_table_says_what_half_of_the_answers_cost() -> None:
         row |= {"prompts searched": 4, "prompts held out": 3, "answered wrongly": 1, "|KN|": 2.5, "τ": 0.7, "R₁²": 0.5}
         row |= {"stability": 0.5, "Gini": 0.9, "participation": 20.0, "top 1 % share": 0.25, "top 10 share": 0.5}
         row |= {"accuracy before": 1.0, "accuracy after": 0.5, "accuracy after low": 0.2, "accuracy after high": 0.8}
-        row |= {"accuracy after, random": 0.9, "accuracy percentile": 2.0}
+        row |= {"accuracy after, random": 0.9, "accuracy percentile": 2.0, "accuracy p": 0.02}
+        row |= {"draws": 100, "distinct draws": 90, "answered rightly": 3}
+        row |= {"flipped at most": 0.75, "flipped at most, random": 0.25}
+        row |= {f"half: k{of}{end}": 3.0 for of in ("", ", random") for end in ("", " low", " high")}
         for of in ("", ", random"):
-            for name, scale in (("k", 1), ("share of units", 1 / 46080), ("norm", 0.1)):
+            for name, scale in (("units", 1), ("share of units", 1 / 46080), ("norm", 0.1)):
                 row |= {
                     f"half: {name}{of}": k * scale,
                     f"half: {name}{of} low": scale,
@@ -141,3 +144,11 @@ def test_the_table_says_what_half_of_the_answers_cost() -> None:
     assert shown["half: norm / norm of the stream"] == ("0.20 [0.10, ∞]", "never")
     assert shown["accuracy without the units found"] == ("50.0% [20%, 80%]",) * 2
     assert shown["prompts: searched / held out"] == ("4 / 3",) * 2
+    assert shown["held out, answered rightly / wrongly"] == ("3 / 1",) * 2
+    assert shown["half: k"] == ("3 [3, 3]",) * 2
+    assert shown["… draws (distinct)"] == ("100 (90)",) * 2
+    assert shown["… p"] == ("0.02",) * 2
+    rows[0] |= {"accuracy p": math.nan, "R₁²": math.nan}
+    cells = kn.plots.sites_table(pd.DataFrame(rows)).to_dict()["data"][0]["cells"]["values"]
+    shown = dict(zip(cells[0], cells[1], strict=True))
+    assert shown["… p"] == shown["R₁²"] == "–"

@@ -86,7 +86,11 @@ def test_a_cue_that_is_not_there_once_is_refused(organism, cue, message):
         ({"direction": "sufficient"}, "Did you mean 'sufficiency'"),
         ({"metric": "prob"}, "no metric 'prob'.*probability"),
         ({"samples": 0}, "samples is 0"),
-        ({"noise": 0.0}, "noise is 0.0; it must be above 0"),
+        ({"noise": 0.0}, "noise is 0.0; give a number above 0"),
+        ({"noise": "3"}, "noise is '3'; give a number above 0"),
+        ({"samples": 2.5}, "samples is 2.5; give a whole number"),
+        ({"window": 2.5}, "window is 2.5; give a whole number"),
+        ({"layers": [1.7]}, "a layer is 1.7; give a whole number"),
         ({"sigma": -1.0}, "sigma is -1.0"),
         ({"window": 0}, "window is 0"),
         ({"stream": "head", "window": 3}, "take window=1"),
@@ -161,10 +165,12 @@ def test_pairs_are_swapped_for_the_other_number_of_the_same_word(organism):
     batch = kn.load_minimal_pairs("subject_verb_agreement").prompts(model)
     swapped = swap_partners(model, batch)
     assert len(swapped.ids) == len(swapped.batch) > 100
-    for entry, ids, answer in list(zip(swapped.batch.resolved, swapped.ids, swapped.answers, strict=True))[:40]:
+    for entry, ids in list(zip(swapped.batch.resolved, swapped.ids, strict=True))[:40]:
         different = [at for at, (old, new) in enumerate(zip(entry.ids, ids, strict=True)) if old != new]
         assert different == [*entry.cue_positions]
-        assert answer == entry.foil_ids[0]
+        with torch.no_grad():
+            logits = model(torch.tensor([ids]))[0, entry.target_position]
+        assert logits[entry.foil_ids[0]] > logits[entry.target_ids[0]]
 
 
 def test_two_prefix_pairs_are_swapped_for_their_other_prefix(organism):
@@ -197,6 +203,44 @@ def test_swaps_are_given_for_each_prompt(organism, swaps, message):
     facts = [capital("France", "Paris"), capital("Italy", "Rome")]
     with pytest.raises(PromptError, match=message):
         kn.causal_trace(organism("tiny-causal"), facts, corruption="swap", swaps=swaps, progress=False)
+
+
+def test_swaps_are_matched_before_wrong_answers_are_left_out(organism):
+    model = organism("tiny-causal")
+    facts = [capital("France", "Lima"), capital("Italy", "Rome"), capital("Egypt", "Cairo")]
+    swaps = ["Egypt", "France", "Italy"]
+    trace = kn.causal_trace(model, facts, corruption="swap", swaps=swaps, progress=False)
+    assert [prompt.cue for prompt in trace.prompts] == ["Italy", "Egypt"]
+    assert trace.twins == ("The capital of France is", "The capital of Italy is")
+    assert [entry.reason for entry in trace.dropped] == [WRONG]
+
+
+def test_a_foil_is_never_the_answer_to_another_question(organism):
+    """A twin's answer is known where the batch asks it; else the rival is the runner-up."""
+    model = organism("tiny-causal")
+    asked = [capital("France", "Paris"), kn.Prompt("The official language of Italy is", target="Italian", cue="Italy")]
+    swapped = swap_partners(model, kn.PromptBatch.from_prompts(model, asked))
+    assert swapped.texts == ("The capital of Italy is", "The official language of France is")
+    assert swapped.answers == (-1, -1)
+
+
+def test_a_two_prefix_twin_differs_in_the_cue_only(organism):
+    model = organism("tiny-causal")
+    batch = kn.load_minimal_pairs("determiner_noun_agreement_2").prompts(model, groups=2, per_group=1)
+    entry = batch.resolved[0]
+    other = replace(entry, rival_ids=(entry.rival_ids[0] + 1, *entry.rival_ids[1:]))
+    assert entry.cue_positions[0] > 0
+    changed = kn.PromptBatch.from_resolved(model, [other, batch.resolved[1]])
+    assert [entry.reason for entry in swap_partners(model, changed).batch.dropped] == [NO_PARTNER]
+
+
+def test_two_prefix_pairs_are_shown_by_log_probability(organism):
+    model = organism("tiny-causal")
+    batch = kn.load_minimal_pairs("determiner_noun_agreement_2").prompts(model, groups=3, per_group=2)
+    trace = kn.causal_trace(model, batch, progress=False)
+    assert trace.metric == trace.settings["metric"] == "log_probability"
+    with pytest.raises(SettingsError, match="no rival word to take a logit difference against"):
+        kn.causal_trace(model, batch, metric="logit_difference", progress=False)
 
 
 def test_prompts_without_a_partner_are_counted_and_none_left_is_an_error(organism):
@@ -250,6 +294,16 @@ def test_bootstrap_intervals_hold_the_normal_ones():
     np.testing.assert_allclose(high - mean, 1.96 * error, rtol=0.1)
     np.testing.assert_allclose(mean - low, 1.96 * error, rtol=0.1)
     assert np.isnan(bootstrap_mean(values[:1])[1]).all()
+
+
+def test_paraphrases_are_resampled_together():
+    """Five copies of each of four observations say no more than the four do."""
+    values = np.random.default_rng(2).normal(size=(4, 1))
+    copies, labels = np.repeat(values, 5, axis=0), np.repeat(np.arange(4), 5).tolist()
+    together = bootstrap_mean(copies, clusters=labels)
+    alone = bootstrap_mean(values)
+    np.testing.assert_allclose(together, alone)
+    assert (bootstrap_mean(copies)[2] < alone[2]).all()
 
 
 def test_the_frame_holds_every_state_once(organism):
