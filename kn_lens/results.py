@@ -65,6 +65,7 @@ class Result:
                 tensors |= {
                     f"{field.name}{_OF}{name}": each.detach().cpu().contiguous() for name, each in value.items()
                 }
+                fields[field.name] = {"__tensors__": list(value)}  # in their order, which the tensors' file loses
             else:
                 fields[field.name] = _to_json(value)
         try:
@@ -96,13 +97,10 @@ class Result:
         fields.pop("kn_lens", None)
         if kind is None or not issubclass(kind, cls):
             raise OutputError(f"{folder} holds a {kind.__name__ if kind else 'foreign'} result, not {cls.__name__}")
-        values: dict[str, Any] = {name: _from_json(value) for name, value in fields.items()}
-        for name, tensor in tensors.items():
-            field, of, key = name.partition(_OF)
-            if of:
-                values.setdefault(field, {})[key] = tensor
-            else:
-                values[field] = tensor
+        values: dict[str, Any] = {name: tensor for name, tensor in tensors.items() if _OF not in name}
+        for name, value in fields.items():
+            keys = value.get("__tensors__") if isinstance(value, dict) else None
+            values[name] = _from_json(value) if keys is None else {key: tensors[f"{name}{_OF}{key}"] for key in keys}
         return kind(**values)  # type: ignore[return-value]
 
 

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import kn_lens as kn
 from kn_lens.cli import app
 from kn_lens.errors import OutputError, SettingsError
-from kn_lens.runs.draw import NO_CUE, cued_prompts
-from kn_lens.runs.knockout import KnockoutSettings
+from kn_lens.runs.draw import NO_CUE, asked_of, cued_prompts
+from kn_lens.runs.knockout import KnockedOut, KnockoutSettings
+from kn_lens.runs.knockout import findings as knockout_findings
+from kn_lens.runs.knockout import knockout as run_knockout
 from kn_lens.runs.patch import PatchSettings
+from kn_lens.runs.patch import findings as patch_findings
 from kn_lens.runs.patch import patch as run_patch
 from kn_lens.runs.trace import Traced, TraceSettings, findings
 from kn_lens.runs.trace import trace as run_trace
@@ -98,7 +103,7 @@ def test_findings_are_computed_from_the_numbers(organism) -> None:
     found = run_trace(model, kn.load_data("P36"), settings)
     trace = found.traces["mlp"]
     first, resid, mlp = findings(found)
-    assert f"takes {float(trace.total_effect().mean()):.3g} logits" in first
+    assert f"takes {float(trace.total_effect().mean()):.3g} [" in first
     peak = trace.average().query("`class` != 'before the cue'").nlargest(1, "mean").iloc[0]
     assert f"an MLP output restored lies at the {peak['class']}: {peak['mean']:.3g} [{peak['low']:.3g}" in mlp
     assert f"(layer {peak['layer']}, 4 prompts), {peak['mean'] / float(trace.total_effect().mean()):.0%}" in mlp
@@ -107,7 +112,11 @@ def test_findings_are_computed_from_the_numbers(organism) -> None:
     if all(ahead):
         assert "gives more in every layer" in resid
     turned = Traced(
-        data="turned", kind="facts", data_hash=None, traces={"resid": _with_handover(found.traces["resid"], 2)}
+        data="turned",
+        kind="facts",
+        data_hash=None,
+        batch=found.batch,
+        traces={"resid": _with_handover(found.traces["resid"], 2)},
     )
     assert findings(turned)[1].endswith("the target position gives more from layer 2 on.")
 
@@ -217,6 +226,9 @@ def test_prompts_without_a_cue_are_counted(organism, tmp_path) -> None:
         (TraceSettings(severed="resid"), "no severed path 'resid'"),
         (TraceSettings(metric="logits"), "no metric 'logits'"),
         (TraceSettings(samples=0), "samples is 0"),
+        (TraceSettings(sigma=0), "sigma is 0; it must be above 0"),
+        (TraceSettings(sigma=0.1, corruption="swap"), "sigma is that of noise, and the corruption is 'swap'"),
+        (TraceSettings(positions="cues"), "no positions 'cues'. Did you mean 'cue'"),
         (TraceSettings(window=0), "window is 0; it must be at least 1 layer"),
         (TraceSettings(streams=("mlp", "head"), window=3), "window is 3; it must be 1 for single heads"),
         (TraceSettings(streams=("neuron",)), "say which layers: --layers 3,4"),
@@ -241,3 +253,137 @@ def test_mistakes_are_one_line(tmp_path) -> None:
     for name in ("trace", "patch", "knockout"):
         with pytest.raises(OutputError, match="is a file"):
             command(name, "no-such-model", "--data", "P36", "--out", tmp_path / "full")
+
+
+@pytest.fixture(scope="module")
+def swapped(organism) -> Traced:
+    return run_trace(organism("tiny-causal"), kn.load_data("P36"), TraceSettings(corruption="swap", groups=4))
+
+
+def test_shares_are_of_a_total_above_0_only(swapped) -> None:
+    one = swapped.first
+    share = swapped.peaks().set_index("class")["share"]
+    assert share["target position"] == pytest.approx(
+        float(one.by_class()["target position"].mean(0).max() / one.total_effect().mean()), abs=1e-5
+    )
+    for change in (50.0, torch.tensor([-60.0, 60.0, -60.0, 60.0])):  # it helps; or now this and now that
+        corrupted = {name: values + change for name, values in one.clean.items()}
+        other = replace(swapped, traces={"resid": replace(one, corrupted=corrupted)})
+        assert other.peaks()["share"].isna().all()
+        said = findings(other)
+        assert said[0].endswith("so is not seen to lower the answer: no effect is given as a share of it.")
+        assert "%" not in said[1]
+
+
+def test_kl_is_not_said_to_be_lost(organism, swapped) -> None:
+    one = replace(swapped.first, metric="kl")
+    moved = float(one.total_effect().mean())
+    said = findings(replace(swapped, traces={"resid": one}))
+    assert f"corrupting the cue (swap) moves the distribution by {moved:.3g} [" in said[0]
+    assert "] nats (KL from the clean run), mean of 4 prompts" in said[0]
+    model = organism("tiny-causal")
+    found = run_knockout(model, kn.load_data("P36"), KnockoutSettings(metric="kl", groups=4))
+    for sentence, (_, row) in zip(knockout_findings(found), found.peaks().iterrows(), strict=True):
+        size = f"{row['mean loss']:.3g} [{row['low']:.3g}, {row['high']:.3g}] nats (KL from the clean run; "
+        assert f"moves its distribution by at most {size}" in sentence
+        assert "loses" not in sentence
+        assert "clean" not in sentence.replace("KL from the clean run", "")
+    assert "clean" not in found.peaks()
+    still = {name: torch.full_like(values, -1e-6) for name, values in found.trace.effects.items()}
+    still = replace(found, trace=replace(found.trace, effects=still))
+    assert all("by at most 0 [0, 0] nats" in sentence for sentence in knockout_findings(still))
+
+
+def test_what_was_chosen_is_said_to_be(organism) -> None:
+    """The peak of random signs lies above 0 too: its interval is that of a maximum."""
+    data = kn.load_data("P36")
+    found = run_knockout(organism("tiny-causal"), data, KnockoutSettings(groups=4, heads=True))
+    assert isinstance(found, KnockedOut)
+    choice = "the largest of 16 heads, an interval not corrected for that choice; 4 prompts"
+    assert all(choice in sentence for sentence in knockout_findings(found))
+    patched = run_patch(organism("tiny-causal"), data, PatchSettings(groups=4))
+    said = patch_findings(patched)
+    total = float(patched.exact.total_effect().mean())
+    assert f"the cue of a twin takes {total:.3g} [" in said[0]
+    assert f"of {len(patched.exact.average())} mean effects (head, sufficiency) that of" in said[1]
+    assert "chance" not in " ".join(said)
+    assert "interval without 0, not corrected for their number." in said[2]
+
+
+def test_positions_before_the_cue_are_left_out_where_they_cannot_matter(organism, swapped) -> None:
+    assert "before the cue" in set(swapped.average("resid")["class"])
+    assert "before the cue" not in set(swapped.peaks()["class"])
+    settings = TraceSettings(streams=("mlp",), corruption="zero", groups=4, window=1)
+    found = run_trace(organism("tiny-masked"), kn.load_data("P36"), settings)
+    mean = found.first.by_class()["before the cue"].nanmean(0)
+    row = found.peaks().set_index("class").loc["before the cue"]
+    assert row["mean"] == pytest.approx(float(mean.max()), abs=1e-5)
+    effects = found.first.effects["logit_difference"].clone()
+    for index, cue in enumerate(found.first.cue_positions):
+        if cue[0]:
+            effects[index, : cue[0], 2] = 1000.0
+    largest = replace(found.first, effects={**found.first.effects, "logit_difference": effects})
+    assert "lies before the cue: 1e+03" in findings(replace(found, traces={"mlp": largest}))[1]
+
+
+def test_an_estimate_that_says_nothing_is_left_out(organism) -> None:
+    settings = PatchSettings(groups=4, metric="kl", direction="necessity")
+    found = run_patch(organism("tiny-causal"), kn.load_data("P36"), settings)
+    assert found.estimate is None
+    last = "there is no estimate from one gradient: the KL divergence has its minimum in the clean run"
+    assert last in patch_findings(found)[-1]
+    without = run_patch(organism("tiny-causal"), kn.load_data("P36"), replace(settings, attribution=False))
+    assert "gradient" not in " ".join(patch_findings(without))
+
+
+def test_two_prefix_pairs_are_shown_by_log_probability(tmp_path) -> None:
+    out = tmp_path / "run"
+    data = ("--data", "determiner_noun_agreement_2", "--data", "P36")
+    said = command("trace", "tiny-causal", *data, "--samples", 2, "--groups", 2, "--out", out)
+    metrics = {name: entry["metric"] for name, entry in manifest_of(out)["data"].items()}
+    assert metrics == {"determiner_noun_agreement_2": "log_probability", "P36": "logit_difference"}
+    assert "determiner_noun_agreement_2: largest mean effects on log_probability" in said
+    assert "effect on log p(answer), nats" in (out / "figures" / "averages.html").read_text(encoding="utf-8")
+    assert "have no rival word" in refused("trace", "tiny-causal", *data[:2], "--metric", "logit_difference")
+
+
+def test_noise_of_a_given_size_at_chosen_positions(tmp_path) -> None:
+    out = tmp_path / "run"
+    options = ("--sigma", 0.5, "--positions", "cue_last", "--samples", 2, *FEW)
+    said = command("trace", "tiny-causal", "--data", "P36", *options, "--out", out)
+    entry = manifest_of(out)["data"]["P36"]
+    assert entry["sigma"] == 0.5
+    trace = CausalTrace.load(out / entry["traces"]["resid"])
+    for index, cue in enumerate(trace.cue_positions):
+        known = ~trace.effects["kl"][index].isnan().all(1)
+        assert known.nonzero().flatten().tolist() == [cue[-1]]
+    assert "never apart" not in said
+    batch = cued_prompts(kn.load_model("tiny-causal"), kn.load_data("P36"), 4, None, 0)
+    direct = kn.causal_trace(kn.load_model("tiny-causal"), batch, sigma=0.5, samples=2, progress=False)
+    at = trace.cue_positions[0][-1]
+    assert torch.allclose(trace.effects["kl"][0, at], direct.effects["kl"][0, at], atol=1e-5)
+
+
+def test_draws_of_pairs(organism) -> None:
+    model = organism("tiny-causal")
+    few = kn.load_data("anaphor_number_agreement")
+    everything = cued_prompts(model, few, None, None, 0)
+    whole = few.prompts(model)
+    assert {prompt.text for prompt in everything.prompts} == {prompt.text for prompt in whole.prompts}
+    drawn = [tuple(prompt.text for prompt in cued_prompts(model, few, 2, 3, seed).prompts) for seed in range(3)]
+    assert len(set(drawn)) == 3
+    assert drawn[0] == tuple(prompt.text for prompt in cued_prompts(model, few, 2, 3, 0).prompts)
+    assert all(len(set(one)) == 3 * 2 for one in drawn)
+    agreement = kn.load_data("subject_verb_agreement")
+    for count, expected in ((1, 2), (2, 2), (3, 4)):
+        pair = cued_prompts(model, agreement, count, 1, seed=0, twins=True)
+        words = [(prompt.target, prompt.foil) for prompt in pair.prompts]
+        assert len(words) == expected
+        assert {(foil, target) for target, foil in words} == set(words)
+    assert len(run_patch(model, agreement, PatchSettings(component="attn", groups=1, attribution=False)).exact) >= 1
+
+
+def test_prompts_are_found_again_in_their_batch(organism) -> None:
+    batch = cued_prompts(organism("tiny-causal"), kn.load_data("P36"), 4, 2, 0)
+    some = [batch.prompts[at] for at in (1, 3, 6)]
+    assert [entry.ids for entry in asked_of(batch, some).resolved] == [batch.resolved[at].ids for at in (1, 3, 6)]

@@ -30,9 +30,18 @@ def test_frequency(capsys: Any) -> None:
     assert "Spearman's ρ = " in capsys.readouterr().out
 
 
-def test_the_corpus_of_an_organism() -> None:
+def test_tracing(capsys: Any) -> None:
     names: dict[str, Any] = {"kn": kn}
     exec(BLOCKS[3], names)
+    assert names["trace"].effects["probability"].shape[2] == 4
+    assert set(names["trace"].average()["class"]) >= {"last cue token", "target position"}
+    assert 0.5 < names["estimate"].correlation(names["patched"]).pearson < 1
+    assert "P36: the search finds" in capsys.readouterr().out
+
+
+def test_the_corpus_of_an_organism() -> None:
+    names: dict[str, Any] = {"kn": kn}
+    exec(BLOCKS[4], names)
     assert names["corpus"].counts["determiner_noun", "these", "shoes"] > 100
     assert len(names["corpus"].truth.one_way) == 66
 

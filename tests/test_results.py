@@ -54,23 +54,46 @@ def results(random_model):
         "FrequencyEffect": kn.frequency_effect(
             kn.suppress(model, verbs, [(0, 1), (2, 3)], controls=2, progress=False), counts, draws=20
         ),
+        "CausalTrace": kn.causal_trace(model, batch, stream="head", samples=2, progress=False),
+        "KnockoutTrace": kn.attention_knockout(model, batch, progress=False),
+        "PatchEffects": kn.activation_patching(model, batch, sources=batch, positions="sum", progress=False),
+        "DirectLogits": kn.direct_logit_attribution(model, batch, neurons=True, progress=False),
+        "AblationCurve": kn.ablation_curve(model, batch, scores, controls=2, progress=False),
     }
 
 
 def same(left, right):
     if isinstance(left, torch.Tensor):
         return left.dtype == right.dtype and torch.equal(left.nan_to_num(7e7), right.nan_to_num(7e7))
+    if isinstance(left, dict) and any(isinstance(value, torch.Tensor) for value in left.values()):
+        return list(left) == list(right) and all(same(left[key], right[key]) for key in left)
+    if isinstance(left, float) and left != left:
+        return right != right
     return type(left) is type(right) and left == right
 
 
+KINDS = (
+    "AblationCurve",
+    "AttributionScores",
+    "CausalTrace",
+    "DirectLogits",
+    "FrequencyEffect",
+    "KnockoutTrace",
+    "KnowledgeNeurons",
+    "PatchEffects",
+    "UnitEffect",
+)
+
+
 def test_every_class_is_tried(results):
-    for module in ("attribution.scores", "editing.effect", "editing.frequency_effect", "localization.search"):
-        __import__(f"kn_lens.{module}")
+    for name in kn.__all__:
+        getattr(kn, name)
+    assert set(results) == set(KINDS)
     own = {name for name, kind in Result._kinds.items() if kind.__module__.startswith("kn_lens.")}
     assert own == set(results)
 
 
-@pytest.mark.parametrize("name", ["AttributionScores", "FrequencyEffect", "KnowledgeNeurons", "UnitEffect"])
+@pytest.mark.parametrize("name", KINDS)
 def test_saved_and_loaded_is_the_same(results, tmp_path, name):
     result = results[name]
     folder = result.save(tmp_path / "new" / "folder")

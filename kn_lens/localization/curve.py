@@ -150,8 +150,8 @@ class AblationCurve(Result):
         return pd.DataFrame(
             {
                 "k": self.ks,
-                "units": self.taken.float().mean(0).numpy(),
-                "share_of_units": self.taken.float().mean(0).numpy() / self.n_units,
+                "units": self.taken.double().mean(0).numpy(),
+                "share_of_units": self.taken.double().mean(0).numpy() / self.n_units,
                 "flipped": flipped,
                 "flipped_low": low,
                 "flipped_high": high,
@@ -163,11 +163,11 @@ class AblationCurve(Result):
                 "p_flipped": [p_among(*entry, low=False) for entry in ranked],
                 "correct": self.correct.float().mean(0).numpy(),
                 "control_correct": self.control_correct.float().mean((0, 2)).numpy(),
-                "target": self.target.mean(0).numpy(),
+                "target": self.target.double().mean(0).numpy(),
                 "control_target": self.control_target.mean((0, 2)).numpy(),
                 "norm": self.relative_norm.mean(0).numpy(),
                 "control_norm": self.control_relative_norm.mean((0, 2)).numpy(),
-                "norm_absolute": self.norm.mean(0).numpy(),
+                "norm_absolute": self.norm.double().mean(0).numpy(),
                 "control_norm_absolute": self.control_norm.mean((0, 2)).numpy(),
             }
         )

@@ -16,7 +16,7 @@ from kn_lens.statistics import bootstrap_mean
 INTERVALS = "95 % bootstrap intervals over facts or pairs"
 """Prompts with the same cue and answer are no independent evidence: they are resampled together."""
 
-_KL_ROUNDING = 1e-5  # a clean run's KL from itself, in float32
+_KL_ROUNDING = 5e-5  # a clean run's KL from itself in float32 is about 1e-5, either way
 
 
 def tidy(value: float, metric: str) -> float:
@@ -29,9 +29,15 @@ def number(value: float, metric: str) -> str:
     return f"{tidy(value, metric):.3g}"
 
 
-def bounds(low: float, high: float, metric: str) -> str:
-    """`` [low, high]``, or nothing where there is no interval."""
-    return "" if low != low else f" [{number(low, metric)}, {number(high, metric)}]"
+def amount(mean: float, low: float, high: float, metric: str) -> str:
+    """``0.5 [0.2, 0.9] logits``; without its interval where there is none."""
+    around = "" if low != low else f" [{number(low, metric)}, {number(high, metric)}]"
+    return f"{number(mean, metric)}{around} {METRIC_UNITS[metric]}"
+
+
+def at_the(kind: str) -> str:
+    """Where a class of positions lies: ``at the target position``, ``before the cue``."""
+    return kind if kind.startswith("before") else f"at the {kind}"
 
 
 def counted(prompts: Sequence[Prompt]) -> str:
@@ -74,7 +80,7 @@ class Total:
 
     def sentence(self, what: str, prompts: str) -> str:
         """``what`` (*corrupting the cue*) takes so much from the answer, as the mean of so many ``prompts``."""
-        size = f"{number(self.mean, self.metric)} {METRIC_UNITS[self.metric]}{bounds(self.low, self.high, self.metric)}"
+        size = amount(self.mean, self.low, self.high, self.metric)
         if self.metric == "kl":
             return f"{what} moves the distribution by {size} ({METRIC_NAMES['kl']}), mean of {prompts}"
         taken = f"{what} takes {size} from the {METRIC_NAMES[self.metric]}, mean of {prompts}"

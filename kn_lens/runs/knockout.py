@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from kn_lens.errors import SettingsError
 from kn_lens.plots.circuits import attention_of_heads
-from kn_lens.plots.layers import METRIC_NAMES, METRIC_UNITS
+from kn_lens.plots.layers import METRIC_NAMES
 from kn_lens.plots.patch_effects import knockout as figure_of
-from kn_lens.plots.wording import bounds, counted, number, tidy
+from kn_lens.plots.wording import amount, counted, tidy
 from kn_lens.prompts.batch import PromptBatch
 from kn_lens.prompts.load import data_hash
 from kn_lens.prompts.minimal_pairs import MinimalPairs
@@ -112,10 +112,10 @@ def knockout(model: Any, data: Relation | MinimalPairs, settings: KnockoutSettin
 def findings(found: KnockedOut) -> list[str]:
     """Sentences computed from the numbers of this run, whichever way they came out."""
     trace = found.trace
-    unit, metric = METRIC_UNITS[trace.metric], METRIC_NAMES[trace.metric]
+    metric = METRIC_NAMES[trace.metric]
     sentences = []
     for row in found.peaks().to_dict("records"):
-        size = f"{number(row['mean loss'], trace.metric)}{bounds(row['low'], row['high'], trace.metric)} {unit}"
+        size = amount(row["mean loss"], row["low"], row["high"], trace.metric)
         cut = f"{found.data}: kept from attending to {_SOURCES[row['cut off']]}, the target position"
         prompts = counted(found.with_block(row["cut off"]))
         if trace.metric == "kl":

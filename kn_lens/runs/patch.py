@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from kn_lens.errors import SettingsError, near_matches
 from kn_lens.plots.circuits import attention_of_heads, neuron_activations
-from kn_lens.plots.layers import METRIC_UNITS
 from kn_lens.plots.patch_effects import attribution_against_exact, patching
-from kn_lens.plots.wording import Total, bounds, counted, number
+from kn_lens.plots.wording import Total, amount, at_the, counted
 from kn_lens.prompts.batch import PromptBatch
 from kn_lens.prompts.load import data_hash
 from kn_lens.prompts.minimal_pairs import MinimalPairs
@@ -123,15 +122,15 @@ def findings(found: Patched) -> list[str]:
     frame: Any = exact.average()
     best = frame.loc[frame["mean"].idxmax()]
     place = f"{int(best['layer'])}:{int(best['unit'])}" if exact.has_units else f"layer {int(best['layer'])}"
-    where = f"at the {best['class']}" if exact.positions == "each" else "at all positions"
+    where = at_the(best["class"]) if exact.positions == "each" else "at all positions"
     known = best["low"] == best["low"]
-    size = f"{number(best['mean'], metric)}{bounds(best['low'], best['high'], metric)} {METRIC_UNITS[metric]}"
+    size = amount(best["mean"], best["low"], best["high"], metric)
     share = f", {whole.share(best['mean']):.0%} of that" if whole.is_loss else ""
     choice = ", an interval not corrected for that choice" if known else ""
     sentences = [
         f"{found.data}: {whole.sentence('the cue of a twin', f'{counted(exact.prompts)} answered rightly')}.",
-        f"{found.data}: of {len(frame)} mean effects ({exact.component}, {exact.direction}) that of {place} {where} is the "
-        f"largest, {size}{share}{choice}.",
+        f"{found.data}: of {len(frame)} mean effects ({exact.component}, {exact.direction}) that of {place} {where} "
+        f"is the largest, {size}{share}{choice}.",
     ]
     if known:
         rounding = 1e-5 * frame["mean"].abs().max()  # a state that cannot reach the answer differs by no more

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from kn_lens.errors import SettingsError, near_matches
 from kn_lens.plots.circuits import attention_of_heads, neuron_activations
-from kn_lens.plots.layers import METRIC_UNITS
 from kn_lens.plots.tracing import causal_trace as token_map
 from kn_lens.plots.tracing import head_trace, trace_averages
-from kn_lens.plots.wording import Total, bounds, counted, number
+from kn_lens.plots.wording import Total, amount, at_the, counted
 from kn_lens.prompts.batch import PromptBatch
 from kn_lens.prompts.load import data_hash
 from kn_lens.prompts.minimal_pairs import MinimalPairs
@@ -193,16 +192,16 @@ def findings(found: Traced) -> list[str]:
         else:
             best = rows.loc[rows["mean"].idxmax()]
             sentences.append(
-                f"{found.data}, {stream}: the largest mean effect of {_name(one)} {verb} lies at the "
-                f"{best['class']}: {_peak(best, one.metric)}."
+                f"{found.data}, {stream}: the largest mean effect of {_name(one)} {verb} lies "
+                f"{at_the(best['class'])}: {_peak(best, one.metric)}."
             )
     return sentences
 
 
 def _peak(row: Any, metric: str) -> str:
-    size = f"{number(row['mean'], metric)}{bounds(row['low'], row['high'], metric)} {METRIC_UNITS[metric]}"
     where = f"{row['stream'] if row['stream'] in _UNITS else 'layer'} {row['peak at layer']}"
     share = f", {row['share']:.0%} of the total effect" if row["share"] == row["share"] else ""
+    size = amount(row["mean"], row["low"], row["high"], metric)
     return f"{size} ({where}, {row['prompts']} prompts){share}"
 
 

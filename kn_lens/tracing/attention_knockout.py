@@ -34,7 +34,7 @@ from kn_lens.tracing.answered import keep_answered
 from kn_lens.tracing.foils import foil_ids
 from kn_lens.tracing.knockout_trace import KnockoutTrace
 from kn_lens.tracing.metrics import METRICS, all_metrics, check_metric, default_metric, effect
-from kn_lens.tracing.windows import window_of
+from kn_lens.tracing.windows import whole_number, window_of
 
 log = logging.getLogger(__name__)
 
@@ -234,6 +234,7 @@ def _check_blocks(blocks: Sequence[str]) -> tuple[str, ...]:
 def _check_window(window: int | None, n_layers: int, heads: bool) -> int:
     if window is None:
         return 1 if heads else PAPER_WINDOW if n_layers > _SHALLOW else max(1, round(n_layers / 5))
+    window = whole_number("window", window)
     if window < 1:
         raise SettingsError(f"window is {window}; it must be at least 1 layer")
     if heads and window > 1:

@@ -152,8 +152,8 @@ def direct_logit_attribution(
     if batch.rivals is not None and bool((batch.foil_ids < 0).any()):
         first = batch.prompts[int((batch.foil_ids < 0).nonzero()[0])]
         raise PromptError(
-            f"{first.text!r} is a two-prefix pair without a foil: one word is asked for after two prefixes, and there is "
-            f"no rival word to take a logit difference against; give foil=, or take activation_patching"
+            f"{first.text!r} is a two-prefix pair without a foil: one word is asked for after two prefixes, and there "
+            f"is no rival word to take a logit difference against; give foil=, or take activation_patching"
         )
     batch = keep_answered(model, batch)
     parts: dict[str, list[Tensor]] = {}

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import kn_lens as kn
-from kn_lens.errors import OutputError, UnitsError
+from kn_lens.errors import OutputError, PromptError, UnitsError
 from kn_lens.plots import circuits
 from tests.questions import assert_same_state, questions, state_of
 
@@ -99,7 +99,7 @@ def test_a_browser_without_a_network_draws_the_tokens(organism, tmp_path) -> Non
     model = organism("tiny-causal")
     batch = kn.load_relation("P36").prompts(model, groups=2, per_group=1)
     kn.plots.neuron_activations(model, batch, [(1, 5)]).save(tmp_path / "neurons.html")
-    kn.plots.attention_of_heads(model, batch, [(0, 1), (2, 3)]).save(tmp_path / "heads.html")
+    kn.plots.attention_of_heads(model, batch.select([0]), [(0, 1), (2, 3)]).save(tmp_path / "heads.html")
     drawn = {}
     for name in ("neurons", "heads"):
         command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
@@ -128,3 +128,17 @@ def test_units_that_are_not_there_are_refused(random_model, tmp_path) -> None:
         kn.plots.neuron_activations(model, prompt, [(0, 1)], site="head")
     with pytest.raises(OutputError, match="cannot write"):
         kn.plots.neuron_activations(model, prompt, [(0, 1)]).save(tmp_path / "none" / "page.html")
+
+
+def test_one_prompt_is_shown_with_its_own_tokens(random_model) -> None:
+    model = random_model("gpt2")  # its tokenizer adds no BOS
+    batch = kn.PromptBatch.from_prompts(model, questions(model, 1), prepend_bos=True)
+    (props,) = props_of(kn.plots.attention_of_heads(model, batch, [(1, 2)]), "AttentionHeads")
+    assert len(props["tokens"]) == len(batch.resolved[0].ids)
+    assert "endoftext" in props["tokens"][0]
+    _, cache = model.run_with_cache(batch.tokens)
+    torch.testing.assert_close(
+        torch.tensor(props["attention"][0]), cache["blocks.1.attn.hook_pattern"][0, 2], atol=1e-6, rtol=0
+    )
+    with pytest.raises(PromptError, match=r"shows one prompt, and there are 2; give batch\.select"):
+        kn.plots.attention_of_heads(model, kn.PromptBatch.from_prompts(model, questions(model, 2)), [(1, 2)])

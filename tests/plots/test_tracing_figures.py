@@ -90,7 +90,7 @@ def test_many_prompts_are_drawn_as_their_mean_by_class(pairs) -> None:
         assert float(shown[at, row["layer"]]) == pytest.approx(row["mean"], abs=1e-6)
         assert f"mean of {row['prompts']} prompts" in cells["text"][at][row["layer"]]
     assert len(frame) == shown.numel()
-    assert f"takes {float(pairs.total_effect().mean()):.3g} logits" in layout["title"]["text"]
+    assert f"takes {float(pairs.total_effect().mean()):.3g} [" in layout["title"]["text"]
     assert "corruption: swap" in layout["title"]["text"]
 
 
@@ -229,3 +229,65 @@ def test_what_cannot_be_drawn_is_said(facts, patched) -> None:
 
 def test_tokens_are_not_read_as_markup() -> None:
     assert token_labels(("<s>", "a&b", "is"), (1,), 2) == ["&lt;s&gt;", "a&amp;b*", "<b>▸ is</b>"]
+
+
+def test_of_many_states_a_random_draw_holds_the_extremes(patched) -> None:
+    exact = patched["head", "each"]
+    generator = torch.Generator().manual_seed(0)
+    count = len(exact.tokens[0])
+    effects = torch.randn(2400 // count, count, 5, 10, generator=generator)
+    effects[3, 2, 1, 9], effects[7, 4, 4, 0] = 50.0, -60.0
+    estimated = effects.clone()
+    estimated[1, 1, 1, 1], estimated[2, 2, 2, 2] = 70.0, -80.0
+    many = replace(exact.select([0] * len(effects)), effects={"logit_difference": effects})
+    estimate = replace(many, effects={"logit_difference": estimated}, method="attribution_patching")
+    data, layout = drawn(kn.plots.attribution_against_exact(estimate, many))
+    x, y = list(data[1]["x"]), list(data[1]["y"])
+    assert len(x) == 4000
+    assert (max(x), min(x), max(y), min(y)) == (50.0, -60.0, 70.0, -80.0)
+    assert f"of all {effects.numel()}, 4000 drawn at random" in layout["title"]["text"]
+    for unit in range(10):  # one of every few in their order would be of a few heads
+        assert 300 < sum(text.endswith(f"unit {unit}") for text in data[1]["hovertext"]) < 500
+    again = drawn(kn.plots.attribution_against_exact(estimate, many))[0]
+    assert list(again[1]["x"]) == x
+
+
+def test_a_kl_moves_and_a_loss_is_taken(facts) -> None:
+    kl = drawn(kn.plots.causal_trace(facts, metric="kl"))[1]["title"]["text"]
+    size = f"{float(facts.total_effect('kl').mean()):.3g} ["
+    assert f"corrupting the cue moves the distribution by {size}" in kl
+    assert "takes" not in kl
+    unchanged = replace(facts, corrupted={**facts.corrupted, "kl": facts.clean["kl"] - 1e-6})
+    assert (
+        "moves the distribution by 0 [0, 0] nats"
+        in drawn(kn.plots.causal_trace(unchanged, metric="kl"))[1]["title"]["text"]
+    )
+    helped = replace(facts, corrupted={name: values + 50 for name, values in facts.clean.items()})
+    title = drawn(kn.plots.causal_trace(helped))[1]["title"]["text"]
+    assert "takes -50 [-50, -50] logits from the logit difference" in title
+    assert "not seen to lower the answer" in title
+
+
+def test_a_knockout_by_kl_is_no_loss(organism) -> None:
+    model = organism("tiny-masked")
+    trace = attention_knockout(model, ask(model, "P36"), metric="kl", progress=False)
+    layout = drawn(kn.plots.knockout(trace))[1]
+    assert layout["yaxis"]["title"]["text"] == "KL from the clean run, nats"
+    assert "how far the answer moves" in layout["title"]["text"]
+
+
+def test_traces_of_both_directions_are_named_so(organism, facts) -> None:
+    model = organism("tiny-causal")
+    other = causal_trace(model, ask(model, "P36"), samples=3, direction="necessity", metric="kl", progress=False)
+    data, layout = drawn(kn.plots.trace_averages({"a": facts, "b": other}))
+    assert layout["title"]["text"].startswith("<b>Restoring or corrupting a state: ")
+    # by the one metric that means the same in both
+    assert layout["yaxis"]["title"]["text"] == "effect on log p(answer), nats"
+    line = next(entry for entry in data if entry.get("xaxis") == "x2" and entry.get("name") == "target position")
+    frame = other.average("log_probability")
+    assert list(line["y"]) == pytest.approx(frame[frame["class"] == "target position"]["mean"].tolist())
+
+
+def test_prompts_that_share_cue_and_answer_are_counted(facts) -> None:
+    title = drawn(kn.plots.causal_trace(facts.select([0, 0, 1])))[1]["title"]["text"]
+    assert "mean of 3 prompts of 2 facts or pairs" in title

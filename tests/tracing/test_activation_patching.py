@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from transformer_lens import patching
@@ -245,3 +246,56 @@ def test_twins_that_do_not_fit(exact_model):
         activation_patching(model, batch, twins.select([0, 1, 2]), progress=False)
     with pytest.raises(kn.PromptError, match="has no cue"):
         activation_patching(model, batch, progress=False)
+
+
+def test_of_given_twins_the_cue_is_what_differs(organism):
+    model = organism("tiny-causal")
+    prompt, twin = (
+        kn.Prompt(f"The capital of {place} is", target=city, cue="capital")
+        for place, city in (("Spain", "Madrid"), ("Iran", "Tehran"))
+    )
+    found = activation_patching(model, [prompt], [twin], component="resid", progress=False)
+    differs = found.tokens[0].index("Spain")
+    assert found.cue_positions == ((differs,),)
+    assert found.classes(0)[differs] == "last cue token"
+    assert float(found.effects["logit_difference"][0, differs, 0]) > 1
+    assert (found.effects["logit_difference"][0, :differs] == 0).all()
+    swapped = [replace(one, cue=place) for one, place in ((prompt, "Spain"), (twin, "Iran"))]
+    cue = kn.PromptBatch.from_prompts(model, swapped).resolved[0].cue_positions
+    assert activation_patching(model, swapped, progress=False).cue_positions[0] == cue
+
+
+@pytest.mark.parametrize(
+    "method", [activation_patching, kn.attribution_patching, kn.path_patching, kn.attention_knockout]
+)
+def test_two_prefix_pairs_are_measured_by_log_probability(organism, method):
+    model = organism("tiny-causal")
+    batch = kn.load_minimal_pairs("determiner_noun_agreement_2").prompts(model, groups=2, per_group=1)
+    found = method(model, batch, progress=False)
+    assert found.metric == found.settings["metric"] == "log_probability"
+    for entry, prompt in zip(batch.resolved, batch.prompts, strict=True):
+        if prompt not in found.prompts:
+            continue
+        with torch.no_grad():
+            logits = model(torch.tensor([entry.ids]))[0, -1].log_softmax(-1)
+        at = found.prompts.index(prompt)
+        assert float(found.clean["log_probability"][at]) == pytest.approx(float(logits[entry.target_ids[0]]), abs=1e-4)
+    with pytest.raises(kn.SettingsError, match="have no rival word to take a logit difference against"):
+        method(model, batch, metric="logit_difference", progress=False)
+    assert method(model, batch, metric="probability", progress=False).metric == "probability"
+
+
+def test_paraphrases_are_resampled_together(organism):
+    """Two prompts of each of three facts, twice the same numbers: as wide an interval as of three prompts."""
+    model = organism("tiny-causal")
+    facts = [("Spain", "Madrid"), ("Iran", "Tehran"), ("Japan", "Tokyo")]
+    prompts = [kn.Prompt(f"The capital of {place} is", target=city, cue=place) for place, city in facts]
+    found = activation_patching(model, prompts, component="attn", positions="sum", progress=False)
+    assert len(found) == 3
+    doubled = found.select([0, 1, 2, 0, 1, 2])
+    once, twice = found.average(), doubled.average()
+    for column in ("mean", "low", "high"):
+        assert np.allclose(once[column], twice[column])
+    assert (once["low"] < once["high"]).any()
+    assert (twice["prompts"] == 6).all()
+    assert found.select([0, 0]).average()["low"].isna().all()  # one fact, however often it is asked

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformer_lens import HookedTransformer, HookedTransformerConfig
@@ -99,11 +101,12 @@ def test_is_the_derivative_at_the_base_run(exact_model, family, component, direc
     batch, twins = pairs(model)
     index = 2
     before = state_of(model)
+    with_gradient = [name for name in METRICS if (name, direction) != ("kl", "necessity")]
     found = {
         name: attribution_patching(
             model, batch, twins, component=component, direction=direction, metric=name, progress=False
         ).effects[name]
-        for name in METRICS
+        for name in with_gradient
     }
     assert_same_state(model, before)
     pair = Pair(model, batch.resolved[index], twins.resolved[index], direction)
@@ -112,7 +115,7 @@ def test_is_the_derivative_at_the_base_run(exact_model, family, component, direc
     for layer in range(3):
         unit = None if single else 1
         expected = slope(pair, component, layer, position, unit)
-        for name in METRICS:
+        for name in with_gradient:
             place = (index, position, layer) if single else (index, position, layer, 1)
             assert float(found[name][place]) == pytest.approx(expected[name], rel=1e-3, abs=1e-5)
 
@@ -163,3 +166,46 @@ def test_a_pair_with_itself_is_0(random_model):
         estimate = attribution_patching(random_model(family), batch, batch, progress=False)
         values = estimate.effects["logit_difference"]
         assert (values[~values.isnan()] == 0).all()
+
+
+def test_where_the_gradient_is_0_there_is_no_estimate(exact_model):
+    """In the clean run the KL from itself is least: moving a state either way, however little, makes it larger."""
+    model = exact_model("gpt2")
+    batch, twins = pairs(model)
+    pair = Pair(model, batch.resolved[0], twins.resolved[0], "necessity")
+    assert slope(pair, "mlp", 1, batch.resolved[0].target_position, None)["kl"] == pytest.approx(0, abs=1e-6)
+    with pytest.raises(kn.SettingsError, match="minimum in the clean run, where its gradient is 0; take direction="):
+        attribution_patching(model, batch, twins, metric="kl", direction="necessity", progress=False)
+
+
+def test_rounding_is_not_correlated(exact_model):
+    model = exact_model("gpt2")
+    batch, twins = pairs(model)
+    exact = activation_patching(model, batch, twins, progress=False)
+    estimate = attribution_patching(model, batch, twins, progress=False)
+    values = exact.effects["logit_difference"]
+
+    def scaled(factor):
+        return replace(estimate, effects={"logit_difference": factor * values})
+
+    assert scaled(1e-3).correlation(exact).pearson == pytest.approx(1)
+    for found in (
+        scaled(1e-6).correlation(exact),
+        scaled(1.0).correlation(replace(exact, effects={**exact.effects, "logit_difference": 1e-6 * values})),
+    ):
+        assert found.pearson != found.pearson
+        assert found.spearman != found.spearman
+
+
+def test_estimates_are_compared_with_exact_effects_only(exact_model):
+    model = exact_model("gpt2")
+    batch, twins = pairs(model)
+    path = kn.path_patching(model, batch, twins, progress=False)
+    at_once = activation_patching(model, batch, twins, positions="sum", progress=False)
+    estimate = attribution_patching(model, batch, twins, positions="sum", progress=False)
+    with pytest.raises(kn.SettingsError, match="differ in their receiver: 'logits', None"):
+        path.correlation(at_once)
+    for other, name in ((path, "path_patching"), (estimate, "attribution_patching")):
+        with pytest.raises(kn.SettingsError, match=f"exact is from {name}; give effects from activation_patching"):
+            estimate.correlation(other)
+    assert at_once.correlation(at_once).pearson == pytest.approx(1)

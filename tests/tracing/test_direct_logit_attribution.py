@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -162,3 +163,15 @@ def test_a_norm_behind_the_layers_is_refused(random_model):
             direct_logit_attribution(model, batch, progress=False)
     finally:
         model.cfg.use_normalization_before_and_after = False
+
+
+def test_two_prefix_pairs_need_a_foil(organism):
+    model = organism("tiny-causal")
+    batch = kn.load_minimal_pairs("determiner_noun_agreement_2").prompts(model, groups=2, per_group=1)
+    with pytest.raises(kn.PromptError, match=r"is a two-prefix pair without a foil: .*give foil="):
+        direct_logit_attribution(model, batch, progress=False)
+    foil = model.to_single_token(" river")
+    named = [replace(entry, foil_ids=(foil,)) for entry in batch.resolved]
+    found = direct_logit_attribution(model, kn.PromptBatch.from_resolved(model, named), progress=False)
+    assert set(found.foils) == {"river"}
+    assert float(found.gap.abs().max()) < 1e-3

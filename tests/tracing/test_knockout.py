@@ -7,11 +7,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import AutoModelForMaskedLM
 
 import kn_lens as kn
+from kn_lens.models.convert import to_bridge
+from kn_lens.models.load import load_model
 from kn_lens.tracing.attention_knockout import BLOCKS, attention_knockout
 from kn_lens.tracing.knockout_trace import KnockoutTrace
-from tests.helpers import load_random_model
+from tests.helpers import load_random_model, save_random_model
 from tests.planted import HEAD, LAYER, copying_prompts, plant_copying_head
 from tests.questions import assert_same_state, likely_batch, state_of
 
@@ -192,6 +195,7 @@ def test_wrong_answers_are_counted(exact_model):
         ({"blocks": ("cues",)}, "no block 'cues'. Did you mean 'cue'"),
         ({"blocks": ()}, "no blocks to cut"),
         ({"metric": "logits"}, "no metric 'logits'"),
+        ({"window": 1.5}, "window is 1.5; give a whole number"),
     ],
 )
 def test_bad_settings(exact_model, options, message):
@@ -205,3 +209,29 @@ def test_a_prompt_without_a_cue_is_named(exact_model):
     prompt = kn.Prompt("The cat that the boys know", target="is")
     with pytest.raises(kn.PromptError, match="'The cat that the boys know' has no cue"):
         attention_knockout(model, prompt, progress=False)
+
+
+def test_paraphrases_are_resampled_together(exact_model):
+    model = exact_model("gpt2")
+    trace = attention_knockout(model, likely_batch(model), window=1, progress=False)
+
+    def of(rows):
+        parts = {name: values[rows] for name, values in trace.effects.items()}
+        return replace(trace, effects=parts, prompts=tuple(trace.prompts[row] for row in rows)).average()
+
+    once, twice = of([0, 1, 3]), of([0, 1, 3, 0, 1, 3])
+    for column in ("mean", "low", "high"):
+        assert twice[column].tolist() == pytest.approx(once[column].tolist())
+    assert (twice["prompts"] == 6).all()
+
+
+@pytest.mark.parametrize("method", [attention_knockout, kn.activation_patching])
+def test_a_masked_bridge_is_refused(tmp_path, method):
+    """Its scores are read nowhere: nothing would be cut, and effects of 0 reported."""
+    folder = save_random_model(tmp_path / "bert", "bert")
+    hooked = load_model(str(folder), device="cpu")
+    bridge = to_bridge(AutoModelForMaskedLM.from_pretrained(folder).eval(), hooked.tokenizer, "bert", torch.float32)
+    batch = likely_batch(hooked)
+    options = {"component": "pattern"} if method is kn.activation_patching else {}
+    with pytest.raises(kn.ModelError, match="take it as a HookedEncoder"):
+        method(bridge, batch, progress=False, **options)
