@@ -31,7 +31,6 @@ def patch(
     dtype: Dtype = "float32",
 ) -> None:
     """Patch single states between each sentence and its twin: which of them carry the answer?"""
-    from kn_lens.plots.wording import INTERVALS
     from kn_lens.prompts.load import load_data
     from kn_lens.runs.output import check_output
     from kn_lens.runs.patch import PatchSettings, findings, save_patches
@@ -58,7 +57,7 @@ def patch(
         explain(entry, loaded)
         found.append(run(loaded, entry, settings))
         report_dropped(entry.name, found[-1].exact.dropped)
-        title = f"{entry.name}: largest mean effects on {found[-1].exact.metric}, {INTERVALS}"
+        title = f"{entry.name}: largest mean effects on {found[-1].exact.metric}, 95 % intervals"
         show(found[-1].top(), title)
         sentences += findings(found[-1])
     for sentence in sentences:
@@ -84,7 +83,6 @@ def knockout(
     dtype: Dtype = "float32",
 ) -> None:
     """Keep the answer's position from attending to the cue, to itself, to the rest: what does the answer lose?"""
-    from kn_lens.plots.wording import INTERVALS
     from kn_lens.prompts.load import load_data
     from kn_lens.runs.knockout import KnockoutSettings, findings, save_knockouts
     from kn_lens.runs.knockout import knockout as run
@@ -105,7 +103,7 @@ def knockout(
         found.append(run(loaded, entry, settings))
         report_dropped(entry.name, found[-1].trace.dropped)
         what = found[-1].trace.metric
-        title = f"{entry.name}: largest mean {'move, kl' if what == 'kl' else f'loss of {what}'}, {INTERVALS}"
+        title = f"{entry.name}: largest mean {'move, kl' if what == 'kl' else f'loss of {what}'}, 95 % intervals"
         show(found[-1].peaks().drop(columns="data"), title)
         sentences += findings(found[-1])
     for sentence in sentences:

@@ -62,7 +62,6 @@ def trace(
     dtype: Dtype = "float32",
 ) -> None:
     """Corrupt the cue, restore one state at a time: where does the answer come back?"""
-    from kn_lens.plots.wording import INTERVALS
     from kn_lens.prompts.load import load_data
     from kn_lens.runs.output import check_output
     from kn_lens.runs.trace import TraceSettings, findings, save_traces
@@ -95,7 +94,7 @@ def trace(
         explain(entry, loaded)
         found.append(run(loaded, entry, settings))
         report_dropped(entry.name, found[-1].first.dropped)
-        title = f"{entry.name}: largest mean effects on {found[-1].first.metric}, {INTERVALS}"
+        title = f"{entry.name}: largest mean effects on {found[-1].first.metric}, 95 % intervals"
         show(found[-1].peaks().drop(columns="data"), title)
         sentences += findings(found[-1])
     for sentence in sentences:

@@ -125,7 +125,7 @@ def findings(found: Patched) -> list[str]:
     where = at_the(best["class"]) if exact.positions == "each" else "at all positions"
     known = best["low"] == best["low"]
     size = amount(best["mean"], best["low"], best["high"], metric)
-    share = f", {whole.share(best['mean']):.0%} of that" if whole.is_loss else ""
+    share = f", {whole.share(best['mean']):.0%} of the total" if whole.is_loss else ""
     choice = ", an interval not corrected for that choice" if known else ""
     sentences = [
         f"{found.data}: {whole.sentence('the cue of a twin', f'{counted(exact.prompts)} answered rightly')}.",
