@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from kn_lens.plots.style import DIVERGING, SEQUENTIAL, styled
-from kn_lens.tracing.trace import CLASSES
+from kn_lens.tracing.position_classes import CLASSES
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

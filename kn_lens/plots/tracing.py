@@ -20,7 +20,8 @@ from kn_lens.plots.layers import (
 )
 from kn_lens.plots.style import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SKY, VERMILLION, styled
 from kn_lens.plots.wording import INTERVALS, Total, counted, number
-from kn_lens.tracing.trace import CLASSES, CausalTrace
+from kn_lens.tracing.position_classes import CLASSES
+from kn_lens.tracing.trace import CausalTrace
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

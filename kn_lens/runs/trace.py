@@ -24,7 +24,8 @@ from kn_lens.runs.output import output_folder, slug
 from kn_lens.tracing.causal_trace import STREAMS, Direction, causal_trace
 from kn_lens.tracing.corruption import CorruptionName
 from kn_lens.tracing.metrics import METRICS, check_metric
-from kn_lens.tracing.trace import CLASSES, CausalTrace
+from kn_lens.tracing.position_classes import CLASSES
+from kn_lens.tracing.trace import CausalTrace
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from kn_lens.prompts.cue_pairs import cue_labels
 from kn_lens.prompts.prompt import Dropped, Prompt
 from kn_lens.results import Result
-from kn_lens.statistics import bootstrap_mean
+from kn_lens.tracing.averages import average_frame
 from kn_lens.tracing.metrics import METRICS, check_metric
 
 if TYPE_CHECKING:
@@ -65,25 +63,11 @@ class KnockoutTrace(Result):
         Returns:
             Columns block, layer, (head,) mean, low, high (95 %), prompts.
         """
-        import pandas as pd
-
         name = self.metric if metric is None else metric
         check_metric(name)
-        effects = self.effects[name]
-        names = ["layer", *(["head"] if self.has_heads else [])]
-        labels = cue_labels(self.prompts)
-        rows = []
-        for block, values in zip(self.blocks, effects.unbind(1), strict=True):
-            has_block = ~values.flatten(1).isnan().any(1)
-            known = values[has_block]
-            clusters = [labels[int(index)] for index in has_block.nonzero()]
-            if not len(known):
-                continue
-            mean, low, high = bootstrap_mean(known.flatten(1).numpy(), clusters=clusters, seed=seed, draws=draws)
-            for place, index in enumerate(np.ndindex(*values.shape[1:])):
-                spread = {"mean": mean[place], "low": low[place], "high": high[place], "prompts": len(known)}
-                rows.append({"block": block, **dict(zip(names, index, strict=True)), **spread})
-        return pd.DataFrame(rows, columns=["block", *names, "mean", "low", "high", "prompts"])
+        effects = dict(zip(self.blocks, self.effects[name].unbind(1), strict=True))
+        axes = ["layer", *(["head"] if self.has_heads else [])]
+        return average_frame(effects, self.prompts, "block", axes, seed=seed, draws=draws)
 
     def to_frame(self) -> pd.DataFrame:
         """One row per prompt, block and layer (and head), one column per metric."""

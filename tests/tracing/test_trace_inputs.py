@@ -14,8 +14,8 @@ from kn_lens.errors import PromptError, SettingsError
 from kn_lens.statistics import bootstrap_mean
 from kn_lens.streams import stream_of
 from kn_lens.tracing.answered import WRONG
+from kn_lens.tracing.position_classes import CLASSES
 from kn_lens.tracing.swap import NO_PARTNER, swap_partners
-from kn_lens.tracing.trace import CLASSES
 from kn_lens.tracing.windows import default_window, window_of
 from tests.helpers import load_random_model
 from tests.planted import copying_prompts, plant_copying_head
