@@ -103,6 +103,11 @@ def _read_path(path: Path) -> Relation | MinimalPairs:
     if templates_path(path).is_file():
         return read_relation(path)
     _, first = next(read_jsonl(path))
+    if not {"sentence_good", "sentence_bad", "subject", "object"} & set(first):
+        raise DataError(
+            f"{path}:1 has the fields {', '.join(map(repr, first))}: neither a minimal pair ('sentence_good', "
+            f"'sentence_bad') nor a fact ('subject', 'object', with templates in {templates_path(path).name})"
+        )
     if "subject" in first and "sentence_good" not in first:
         raise DataError(f"{path} holds facts, and their templates are missing: write {templates_path(path)}")
     return read_minimal_pairs(path)

@@ -77,8 +77,8 @@ def swap_partners(model: Any, batch: PromptBatch, swaps: Swaps | None = None) ->
     if not kept:
         first = batch.resolved[0]
         raise PromptError(
-            f"no prompt has a cue to swap with: {cues[0]!r} of {first.prompt.text!r} is {len(first.cue_positions)} "
-            f"tokens, and no other prompt with another answer has a cue as long; give more prompts, or swaps="
+            f"no prompt has a cue to swap with: {cues[0]!r} of {first.prompt.text!r} is {_tokens(first)} long, and no "
+            f"other prompt with another answer has a cue as long; give more prompts (--groups), or swaps= in Python"
         )
     ids, texts = zip(*twins, strict=True)
     known = {entry.ids: entry.target_ids[0] for entry in batch.resolved}
@@ -128,6 +128,11 @@ def _twin(resolver: TokenResolver, entry: ResolvedPrompt, cue: str) -> ResolvedP
     return twin if same_places and _same_outside_the_cue(entry, twin.ids) else None
 
 
+def _tokens(entry: ResolvedPrompt) -> str:
+    count = len(entry.cue_positions)
+    return f"{count} token{'s' if count != 1 else ''}"
+
+
 def _same_outside_the_cue(entry: ResolvedPrompt, ids: Sequence[int]) -> bool:
     outside = set(range(len(entry.ids))) - set(entry.cue_positions)
     return len(ids) == len(entry.ids) and all(ids[at] == entry.ids[at] for at in outside)
@@ -164,14 +169,14 @@ def _given(cues: Sequence[str], swaps: Swaps | None) -> list[str] | None:
 
 def _misfit(resolver: TokenResolver, entry: ResolvedPrompt, cues: Sequence[str], index: int, cue: str) -> str:
     """Why a given swap cannot be made, and the nearest that can."""
-    own = len(entry.cue_positions)
+    own = _tokens(entry)
     try:
-        length = f"{len(resolver.resolve(_with_cue(entry.prompt, cue)).cue_positions)} tokens"
+        length = _tokens(resolver.resolve(_with_cue(entry.prompt, cue)))
     except UnusablePrompt as error:
         length = f"no cue here ({error})"
     fitting = [other for other in dict.fromkeys(cues) if other != cues[index] and _twin(resolver, entry, other)]
     near = difflib.get_close_matches(cue, fitting, n=1, cutoff=0) or ["none of the other cues"]
     return (
-        f"cannot swap {cues[index]!r} ({own} tokens) for {cue!r}, which is {length}, in {entry.prompt.text!r}: the "
+        f"cannot swap {cues[index]!r} ({own}) for {cue!r}, which is {length}, in {entry.prompt.text!r}: the "
         f"twin must be as long; nearest that fits: {near[0]!r}"
     )

@@ -435,3 +435,10 @@ def test_broken_known_facts(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(DataError, match=message):
         kn.load_data(str(path))
+
+
+def test_lines_that_are_neither_pairs_nor_facts_are_said_to_be_so(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"prompt": "The capital of France is", "target": "Paris"}\n', encoding="utf-8")
+    with pytest.raises(DataError, match=r"mine.jsonl:1 has the fields 'prompt', 'target': neither a minimal pair"):
+        kn.load_data(str(path))

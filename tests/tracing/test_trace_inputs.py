@@ -186,7 +186,7 @@ def test_a_swap_of_another_length_names_the_nearest_that_fits(smollm2):
     facts = [capital("France", "Paris"), capital("Italy", "Rome"), capital("Saudi Arabia", "Riyadh")]
     batch = kn.PromptBatch.from_prompts(smollm2, facts, targets="any").select([0, 1])
     with pytest.raises(
-        PromptError, match=r"cannot swap 'France' \(1 tokens\) for 'Saudi Arabia', which is 2 tokens.*'Italy'"
+        PromptError, match=r"cannot swap 'France' \(1 token\) for 'Saudi Arabia', which is 2 tokens.*'Italy'"
     ):
         swap_partners(smollm2, batch, {"France": "Saudi Arabia", "Italy": "France"})
 
@@ -249,7 +249,7 @@ def test_prompts_without_a_partner_are_counted_and_none_left_is_an_error(organis
     odd = kn.Prompt("The capital of France is", target="Paris", foil="Lima", cue="capital of France")
     swapped = swap_partners(model, kn.PromptBatch.from_prompts(model, [*facts, odd]))
     assert [(entry.text, entry.reason) for entry in swapped.batch.dropped] == [("The capital of France is", NO_PARTNER)]
-    with pytest.raises(PromptError, match=r"no prompt has a cue to swap with: 'France' of .* is 1 token"):
+    with pytest.raises(PromptError, match=r"no prompt has a cue to swap with: 'France' of .* is 1 token long"):
         kn.causal_trace(model, facts[:1], corruption="swap", progress=False)
 
 
