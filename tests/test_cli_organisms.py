@@ -27,7 +27,7 @@ def test_the_demo_shows_both_organisms_without_a_network(tmp_path: Path) -> None
         said = " ".join(done.stdout.split())
         assert all(" ".join(sentence.split()) in said for sentence in number["findings"])
         figures = sorted((out / model).rglob("*.html"))
-        assert len(figures) == 15
+        assert len(figures) == 27
         assert all(str(figure) in done.stdout for figure in figures)
         assert "Probability change when units are suppressed" in figures[6].read_text()
     again = run("demo", "tiny-masked", "--out", out)  # a former demo is replaced

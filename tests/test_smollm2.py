@@ -46,7 +46,7 @@ def test_rows_equal_the_textbook_loop(smollm2, capital):
 def test_suppression_equals_a_whole_pass(smollm2, capital):
     scores = kn.integrated_gradients(smollm2, capital, steps=5, progress=False)
     units = [divmod(int(flat), scores.values.shape[2]) for flat in scores.values[0].flatten().topk(4).indices]
-    effect = kn.suppress(smollm2, capital, units, controls=5, progress=False)
+    effect = kn.suppress(smollm2, capital, units, controls=20, progress=False)
     expected = textbook.distribution_with_units_scaled(smollm2, capital.tokens[0], units)
     assert effect.target[0, 1].item() == pytest.approx(expected[capital.target_ids[0]].item(), abs=1e-5)
     assert effect.target[0, 1] < effect.target[0, 0]

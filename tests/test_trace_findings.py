@@ -25,7 +25,7 @@ def test_findings_are_computed_from_the_numbers(organism) -> None:
     found = run_trace(model, kn.load_data("P36"), settings)
     trace = found.traces["mlp"]
     first, resid, mlp = findings(found)
-    assert f"takes {float(trace.total_effect().mean()):.3g} [" in first
+    assert f"by {float(trace.total_effect().mean()):.3g} [" in first
     peak = trace.average().query("`class` != 'before the cue'").nlargest(1, "mean").iloc[0]
     assert f"an MLP output restored lies at the {peak['class']}: {peak['mean']:.3g} [{peak['low']:.3g}" in mlp
     assert f"(layer {peak['layer']}, 4 prompts), {peak['mean'] / float(trace.total_effect().mean()):.0%}" in mlp
@@ -70,7 +70,7 @@ def test_shares_are_of_a_total_above_0_only(swapped) -> None:
         other = replace(swapped, traces={"resid": replace(one, corrupted=corrupted)})
         assert other.peaks()["share"].isna().all()
         said = findings(other)
-        assert said[0].endswith("so is not seen to lower the answer: no effect is given as a share of it.")
+        assert said[0].endswith("so is not seen to lower it: no effect is given as a share of it.")
         assert "%" not in said[1]
 
 
@@ -102,7 +102,7 @@ def test_what_was_chosen_is_said_to_be(organism) -> None:
     patched = run_patch(organism("tiny-causal"), data, PatchSettings(groups=4))
     said = patch_findings(patched)
     total = float(patched.exact.total_effect().mean())
-    assert f"the cue of a twin takes {total:.3g} [" in said[0]
+    assert f"by {total:.3g} [" in said[0]
     assert f"of {len(patched.exact.average())} mean effects (head, sufficiency) that of" in said[1]
     assert "chance" not in " ".join(said)
     assert "interval without 0, not corrected for their number." in said[2]

@@ -129,7 +129,7 @@ def attention_of_heads(model: Any, prompt: Prompt | PromptBatch, heads: Sequence
 def neuron_activations(
     model: Any, prompts: PromptBatch | Prompt | Iterable[Prompt], units: Sequence[Unit], *, site: str = "mlp"
 ) -> CircuitPage:
-    """Activations of some neurons on every token of some prompts: vermillion above 0, blue below.
+    """Activations of some neurons on every token of some prompts: blue above 0, vermillion below.
 
     Each neuron has a scale of its own, the same for all prompts; hovering over a token shows its value.
 
@@ -160,8 +160,8 @@ def neuron_activations(
                 "values": row,
                 "minValue": -reach,
                 "maxValue": reach,
-                "positiveColor": VERMILLION,
-                "negativeColor": BLUE,
+                "positiveColor": BLUE,
+                "negativeColor": VERMILLION,
             }
             heading = "" if at else f"neuron {layer}:{index}, largest |activation| {reach:.3g}"
             parts.append(_Part(heading, "ColoredTokens", props))

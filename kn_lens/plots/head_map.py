@@ -22,7 +22,7 @@ def head_map(
     subtitle: str = "",
     unit: str = "",
 ) -> go.Figure:
-    """A map of layers (up) by heads (across): white at 0, blue below, vermillion above, both ends alike.
+    """A map of layers (up) by heads (across): white at 0, blue above, vermillion below, both ends alike.
 
     Args:
         values: One number per layer and head, NaN where there is none; or several such maps by name, drawn side by

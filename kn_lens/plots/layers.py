@@ -26,7 +26,7 @@ METRIC_UNITS = {"probability": "probability", "log_probability": "nats", "logit_
 def layer_map(
     values: torch.Tensor, labels: list[str], hover: list[list[str]], metric: str, title: str, lines: list[str]
 ) -> go.Figure:
-    """A map of rows by layers: white at 0, vermillion above and blue below; white to blue if nothing is below.
+    """A map of rows by layers: white at 0, blue above and vermillion below; white to blue if nothing is below.
 
     Args:
         values: ``[row, layer]``; NaN where there is none.

@@ -79,11 +79,11 @@ class Total:
         return effect / self.mean if self.is_loss else float("nan")
 
     def sentence(self, what: str, prompts: str) -> str:
-        """``what`` (*corrupting the cue*) takes so much from the answer, as the mean of so many ``prompts``."""
+        """``what`` (*corrupting the cue*) lowers the answer by so much, as the mean of so many ``prompts``."""
         size = amount(self.mean, self.low, self.high, self.metric)
         if self.metric == "kl":
             return f"{what} moves the distribution by {size} ({METRIC_NAMES['kl']}), mean of {prompts}"
-        taken = f"{what} takes {size} from the {METRIC_NAMES[self.metric]}, mean of {prompts}"
+        taken = f"{what} lowers the {METRIC_NAMES[self.metric]} by {size}, mean of {prompts}"
         if self.is_loss or (self.low != self.low and self.mean > 0):
             return taken
-        return f"{taken}, and so is not seen to lower the answer: no effect is given as a share of it"
+        return f"{taken}, and so is not seen to lower it: no effect is given as a share of it"
