@@ -6,8 +6,19 @@ from typing import Annotated
 
 import typer
 
-from kn_lens.cli.options import DataNames, Device, Dtype, Groups, ModelName, Out, PositionsOption, Prompts, Seed, load
-from kn_lens.errors import SettingsError
+from kn_lens.cli.options import (
+    DataNames,
+    Device,
+    Dtype,
+    Groups,
+    ModelName,
+    Out,
+    PositionsOption,
+    Prompts,
+    Seed,
+    load,
+    load_sets,
+)
 from kn_lens.runs.console import explain, report_dropped, show, written
 
 AblationOption = Annotated[
@@ -34,9 +45,8 @@ def heads(
 ) -> None:
     """Neurons or heads? How local each is, and how much must go before the answers flip."""
     from kn_lens.experiments.sites import SITES, check_comparison, compare_sites
-    from kn_lens.prompts.load import load_data
     from kn_lens.runs.heads import save_comparison, short_table
-    from kn_lens.runs.output import check_output, slug
+    from kn_lens.runs.output import check_output
 
     options = {
         "groups": groups or None,
@@ -46,12 +56,8 @@ def heads(
         "ablation": ablation,
     }
     sites = tuple(site or SITES)
-    sets = [load_data(name) for name in dict.fromkeys(data)]
+    sets = load_sets(data)
     check_comparison([entry.name for entry in sets], sites, **options)  # type: ignore[arg-type]
-    slugs = [slug(entry.name) for entry in sets]
-    for name in slugs:
-        if slugs.count(name) > 1:
-            raise SettingsError(f"two data sets would both be written as {name!r}; rename one of the files")
     if out is not None:
         check_output(out)
     loaded = load(model, device, dtype)

@@ -18,6 +18,7 @@ from kn_lens.cli.options import (
     Seed,
     SiteOption,
     load,
+    load_sets,
 )
 from kn_lens.errors import SettingsError
 from kn_lens.runs.console import explain, report_dropped, show, written
@@ -53,10 +54,9 @@ def localize(
     dtype: Dtype = "float32",
 ) -> None:
     """Find the units that answers hang on, and measure how local they are."""
-    from kn_lens.prompts.load import load_data
     from kn_lens.runs.localize import LocalizeSettings, comparison, save_localization
     from kn_lens.runs.localize import localize as run
-    from kn_lens.runs.output import check_output, slug
+    from kn_lens.runs.output import check_output
 
     settings = LocalizeSettings(
         site=site,
@@ -73,11 +73,7 @@ def localize(
     settings.check()
     if out is not None:
         check_output(out)
-    sets = [load_data(name) for name in dict.fromkeys(data)]
-    slugs = [slug(entry.name) for entry in sets]
-    for name in slugs:
-        if slugs.count(name) > 1:
-            raise SettingsError(f"two data sets would both be written as {name!r}; rename one of the files")
+    sets = load_sets(data)
     loaded = load(model, device, dtype)
     found = []
     for entry in sets:

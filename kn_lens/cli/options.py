@@ -31,9 +31,39 @@ Seed = Annotated[int, typer.Option("--seed", help="Of every draw.")]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1 …; by default a GPU if there is one.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="float32, float16, bfloat16 or float64.")]
 
+MetricOption = Annotated[
+    str | None,
+    typer.Option(
+        "--metric",
+        help="logit_difference (default; of two-prefix pairs log_probability), log_probability, probability or kl; all "
+        "are written.",
+    ),
+]
+DirectionOption = Annotated[
+    str, typer.Option("--direction", help="sufficiency (clean into corrupted) or necessity (corrupted into clean).")
+]
+
 
 def load(name: str, device: str | None, dtype: str = "float32") -> Any:
     """The model of an argument."""
     from kn_lens.models.load import load_model
 
     return load_model(name, device=device, dtype=dtype)
+
+
+def load_sets(names: list[str]) -> list[Any]:
+    """The data sets of ``--data``, each once.
+
+    Raises:
+        SettingsError: If the files of two of them would have one name.
+    """
+    from kn_lens.errors import SettingsError
+    from kn_lens.prompts.load import load_data
+    from kn_lens.runs.output import slug
+
+    sets = [load_data(name) for name in dict.fromkeys(names)]
+    slugs = [slug(entry.name) for entry in sets]
+    for name in slugs:
+        if slugs.count(name) > 1:
+            raise SettingsError(f"two data sets would both be written as {name!r}; rename one of the files")
+    return sets

@@ -6,8 +6,20 @@ from typing import Annotated
 
 import typer
 
-from kn_lens.cli.options import DataNames, Device, Dtype, FewPrompts, Groups, ModelName, Out, Seed, load
-from kn_lens.cli.trace import DirectionOption, MetricOption, check_names
+from kn_lens.cli.options import (
+    DataNames,
+    Device,
+    DirectionOption,
+    Dtype,
+    FewPrompts,
+    Groups,
+    MetricOption,
+    ModelName,
+    Out,
+    Seed,
+    load,
+    load_sets,
+)
 from kn_lens.runs.console import explain, report_dropped, show, written
 
 
@@ -31,7 +43,6 @@ def patch(
     dtype: Dtype = "float32",
 ) -> None:
     """Patch single states between each sentence and its twin: which of them carry the answer?"""
-    from kn_lens.prompts.load import load_data
     from kn_lens.runs.output import check_output
     from kn_lens.runs.patch import PatchSettings, findings, save_patches
     from kn_lens.runs.patch import patch as run
@@ -49,8 +60,7 @@ def patch(
     settings.check()
     if out is not None:
         check_output(out)
-    sets = [load_data(name) for name in dict.fromkeys(data)]
-    check_names([entry.name for entry in sets])
+    sets = load_sets(data)
     loaded = load(model, device, dtype)
     found, sentences = [], []
     for entry in sets:
@@ -83,7 +93,6 @@ def knockout(
     dtype: Dtype = "float32",
 ) -> None:
     """Keep the answer's position from attending to the cue, to itself, to the rest: what does the answer lose?"""
-    from kn_lens.prompts.load import load_data
     from kn_lens.runs.knockout import KnockoutSettings, findings, save_knockouts
     from kn_lens.runs.knockout import knockout as run
     from kn_lens.runs.output import check_output
@@ -94,8 +103,7 @@ def knockout(
     settings.check()
     if out is not None:
         check_output(out)
-    sets = [load_data(name) for name in dict.fromkeys(data)]
-    check_names([entry.name for entry in sets])
+    sets = load_sets(data)
     loaded = load(model, device, dtype)
     found, sentences = [], []
     for entry in sets:

@@ -9,29 +9,20 @@ import typer
 from kn_lens.cli.options import (
     DataNames,
     Device,
+    DirectionOption,
     Dtype,
     FewPrompts,
     Groups,
+    MetricOption,
     ModelName,
     Out,
     PositionsOption,
     Seed,
     load,
+    load_sets,
 )
 from kn_lens.errors import SettingsError
 from kn_lens.runs.console import explain, report_dropped, show, written
-
-MetricOption = Annotated[
-    str | None,
-    typer.Option(
-        "--metric",
-        help="logit_difference (default; of two-prefix pairs log_probability), log_probability, probability or kl; all "
-        "are written.",
-    ),
-]
-DirectionOption = Annotated[
-    str, typer.Option("--direction", help="sufficiency (clean into corrupted) or necessity (corrupted into clean).")
-]
 
 
 def trace(
@@ -62,7 +53,6 @@ def trace(
     dtype: Dtype = "float32",
 ) -> None:
     """Corrupt the cue, restore one state at a time: where does the answer come back?"""
-    from kn_lens.prompts.load import load_data
     from kn_lens.runs.output import check_output
     from kn_lens.runs.trace import TraceSettings, findings, save_traces
     from kn_lens.runs.trace import trace as run
@@ -86,8 +76,7 @@ def trace(
     settings.check()
     if out is not None:
         check_output(out)
-    sets = [load_data(name) for name in dict.fromkeys(data)]
-    check_names([entry.name for entry in sets])
+    sets = load_sets(data)
     loaded = load(model, device, dtype)
     found, sentences = [], []
     for entry in sets:
@@ -102,16 +91,6 @@ def trace(
     if out is not None:
         save_traces(out, loaded, found, settings, sentences)
         written(out)
-
-
-def check_names(names: list[str]) -> None:
-    """Refuse data sets whose files would have one name."""
-    from kn_lens.runs.output import slug
-
-    slugs = [slug(name) for name in names]
-    for name in slugs:
-        if slugs.count(name) > 1:
-            raise SettingsError(f"two data sets would both be written as {name!r}; rename one of the files")
 
 
 def _layers(text: str) -> tuple[int, ...]:
