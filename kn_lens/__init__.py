@@ -47,9 +47,9 @@ _PUBLIC = {
     "localization.search": ["KnowledgeNeurons", "find_knowledge_neurons", "search_groups"],
     "localization.measures": ["concentration", "n_sample_similarity"],
     "localization.stability": ["split_half", "stability"],
-    "editing.suppress": ["enhance", "suppress"],
-    "editing.effect": ["UnitEffect"],
-    "editing.frequency_effect": ["FrequencyEffect", "frequency_effect"],
+    "suppression.suppress": ["enhance", "suppress"],
+    "suppression.effect": ["UnitEffect"],
+    "suppression.frequency_effect": ["FrequencyEffect", "frequency_effect"],
     "experiments.site_comparison": ["SiteComparison"],
     "experiments.sites": ["compare_sites"],
     "frequency": ["PairCounts", "count_pairs", "load_counts"],
@@ -74,9 +74,6 @@ if TYPE_CHECKING:
     from kn_lens.attribution.integrated_gradients import integrated_gradients
     from kn_lens.attribution.max_activation import max_activation
     from kn_lens.attribution.scores import AttributionScores
-    from kn_lens.editing.effect import UnitEffect
-    from kn_lens.editing.frequency_effect import FrequencyEffect, frequency_effect
-    from kn_lens.editing.suppress import enhance, suppress
     from kn_lens.errors import (
         DataError,
         KnLensError,
@@ -104,6 +101,9 @@ if TYPE_CHECKING:
     from kn_lens.prompts.relations import Relation
     from kn_lens.results import Result
     from kn_lens.scoring import accuracy, answers
+    from kn_lens.suppression.effect import UnitEffect
+    from kn_lens.suppression.frequency_effect import FrequencyEffect, frequency_effect
+    from kn_lens.suppression.suppress import enhance, suppress
     from kn_lens.tracing.activation_patching import activation_patching
     from kn_lens.tracing.attention_knockout import attention_knockout
     from kn_lens.tracing.attribution_patching import attribution_patching

@@ -12,9 +12,9 @@ import pandas as pd
 import pytest
 
 from kn_lens.attribution.scores import AttributionScores
-from kn_lens.editing.effect import UnitEffect
-from kn_lens.editing.frequency_effect import FrequencyEffect, frequency_effect
 from kn_lens.frequency import read_counts
+from kn_lens.suppression.effect import UnitEffect
+from kn_lens.suppression.frequency_effect import FrequencyEffect, frequency_effect
 from tests.helpers import save_random_model
 
 PAIRS = [

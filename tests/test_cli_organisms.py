@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from kn_lens.editing.effect import UnitEffect
 from kn_lens.runs.demo import MODELS, PARTS
+from kn_lens.suppression.effect import UnitEffect
 from tests.test_cli import refused, run
 
 

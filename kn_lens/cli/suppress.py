@@ -37,9 +37,6 @@ def suppress(
     dtype: Dtype = "float32",
 ) -> None:
     """Switch units off (or up) and compare the answers, beside random units."""
-    from kn_lens.editing.frequency_effect import frequency_effect, load_counts_of
-    from kn_lens.editing.replacement import check_ablation
-    from kn_lens.editing.suppress import suppress as run
     from kn_lens.frequency import check_source
     from kn_lens.prompts.load import data_hash, load_data
     from kn_lens.runs.output import check_output
@@ -51,6 +48,9 @@ def suppress(
         save_suppression,
         units_of,
     )
+    from kn_lens.suppression.frequency_effect import frequency_effect, load_counts_of
+    from kn_lens.suppression.replacement import check_ablation
+    from kn_lens.suppression.suppress import suppress as run
 
     if (units is None) == (from_ is None):
         raise SettingsError("say which units: either --units 9:1094,… or --from a folder of kn-lens localize")

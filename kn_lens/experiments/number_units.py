@@ -12,9 +12,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from kn_lens.attribution.integrated_gradients import integrated_gradients
-from kn_lens.editing.effect import OWN_FOIL, OWN_TARGET, UnitEffect
-from kn_lens.editing.frequency_effect import FrequencyEffect, frequency_effect
-from kn_lens.editing.suppress import suppress
 from kn_lens.errors import DataError
 from kn_lens.frequency import load_counts
 from kn_lens.localization.search import KnowledgeNeurons, find_knowledge_neurons
@@ -26,6 +23,9 @@ from kn_lens.prompts.batch import PromptBatch
 from kn_lens.prompts.cue_pairs import cue_pair
 from kn_lens.prompts.load import load_minimal_pairs
 from kn_lens.prompts.prompt import Prompt
+from kn_lens.suppression.effect import OWN_FOIL, OWN_TARGET, UnitEffect
+from kn_lens.suppression.frequency_effect import FrequencyEffect, frequency_effect
+from kn_lens.suppression.suppress import suppress
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -15,10 +15,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from kn_lens.editing.effect import UnitEffect
-from kn_lens.editing.replacement import Ablation, check_ablation
-from kn_lens.editing.suppress import suppress
-from kn_lens.editing.taken_away import check_writes
 from kn_lens.errors import KnLensError, PromptError, SettingsError
 from kn_lens.experiments.site_comparison import SiteComparison, SiteResult
 from kn_lens.localization.ablation import ablation_curve
@@ -29,6 +25,10 @@ from kn_lens.prompts.load import load_data
 from kn_lens.prompts.minimal_pairs import MinimalPairs
 from kn_lens.prompts.positions import Positions
 from kn_lens.prompts.relations import Relation
+from kn_lens.suppression.effect import UnitEffect
+from kn_lens.suppression.replacement import Ablation, check_ablation
+from kn_lens.suppression.suppress import suppress
+from kn_lens.suppression.taken_away import check_writes
 from kn_lens.tracing.answered import keep_answered
 
 DATA = ("P36", "subject_verb_agreement")

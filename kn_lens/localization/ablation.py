@@ -16,11 +16,6 @@ from jaxtyping import Int
 from torch import Tensor
 
 from kn_lens.attribution.scores import AttributionScores
-from kn_lens.editing.controls import nested_controls
-from kn_lens.editing.edited_columns import FOIL, TARGET, TOP, EditedColumns, Measured, UnitColumns
-from kn_lens.editing.effect import flipped_answers
-from kn_lens.editing.replacement import Ablation, check_ablation, group_names
-from kn_lens.editing.taken_away import check_writes
 from kn_lens.errors import SettingsError, UnitsError
 from kn_lens.forward import DEFAULT_MEMORY_BUDGET
 from kn_lens.localization.curve import AblationCurve
@@ -33,6 +28,11 @@ from kn_lens.prompts.prompt import Dropped, Prompt
 from kn_lens.results import provenance
 from kn_lens.scoring import correct_answers
 from kn_lens.sites import Site, site_of
+from kn_lens.suppression.controls import nested_controls
+from kn_lens.suppression.edited_columns import FOIL, TARGET, TOP, EditedColumns, Measured, UnitColumns
+from kn_lens.suppression.effect import flipped_answers
+from kn_lens.suppression.replacement import Ablation, check_ablation, group_names
+from kn_lens.suppression.taken_away import check_writes
 from kn_lens.tracing.answered import WRONG, keep_answered
 
 _STEPS = (1.2, 2, 3, 5, 8)

@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from kn_lens.editing.controls import distinct_draws, p_among, percentile_of
 from kn_lens.prompts.prompt import Dropped, Prompt, group_indices
 from kn_lens.results import Result
+from kn_lens.suppression.controls import distinct_draws, p_among, percentile_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,7 +65,7 @@ class AblationCurve(Result):
         flipped: Whether the answer flips: the preference of a pair, the top token of a fact.
         correct: Whether the answer is right.
         target: Probability of the target; ``clean_target`` before.
-        norm: Size of the output taken away: :mod:`kn_lens.editing.taken_away`.
+        norm: Size of the output taken away: :mod:`kn_lens.suppression.taken_away`.
         control_flipped, control_correct, control_target, control_norm: The same of the random draws.
         stream: Norm of the last residual stream at the target, before.
         n_units: All units of the site.

@@ -6,14 +6,14 @@ import math
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from kn_lens.editing.frequency_finding import NAMES, p_text, rho_text
 from kn_lens.plots.style import GREY, INK, SERIES, styled
+from kn_lens.suppression.frequency_finding import NAMES, p_text, rho_text
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
-    from kn_lens.editing.frequency_effect import FrequencyEffect
+    from kn_lens.suppression.frequency_effect import FrequencyEffect
 
 _GAP, _STRIP = 0.05, 0.14
 """Beside the axis of the pairs seen, as shares of its length: room between, and the strip of unseen pairs."""

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import TYPE_CHECKING
 
-from kn_lens.editing.effect import layer_counts
 from kn_lens.localization.measures import Concentration
 from kn_lens.plots.style import SERIES, styled
 from kn_lens.sites import Unit
+from kn_lens.suppression.effect import layer_counts
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kn_lens.editing.effect import AFTER, BEFORE, CONTROLS, UnitEffect
 from kn_lens.plots.style import BLUE, GREEN, GREY, INK, VERMILLION, styled
 from kn_lens.sites import UNIT_NAMES
 from kn_lens.statistics import quantile_interval
+from kn_lens.suppression.effect import AFTER, BEFORE, CONTROLS, UnitEffect
 
 if TYPE_CHECKING:
     import pandas as pd

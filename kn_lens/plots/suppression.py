@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from kn_lens.editing.effect import AFTER, CONTROLS, OWN_FOIL, OWN_RIVAL, OWN_TARGET, UnitEffect
 from kn_lens.plots.style import BLUE, GREY, INK, SIGNIFICANT, VERMILLION, styled
+from kn_lens.suppression.effect import AFTER, CONTROLS, OWN_FOIL, OWN_RIVAL, OWN_TARGET, UnitEffect
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

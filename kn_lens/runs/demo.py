@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kn_lens.editing.effect import UnitEffect
-from kn_lens.editing.suppress import suppress
 from kn_lens.experiments import number_units
 from kn_lens.experiments.sites import compare_sites
 from kn_lens.models.kind import is_masked, model_name
@@ -25,6 +23,8 @@ from kn_lens.runs.output import output_folder
 from kn_lens.runs.suppress import save_suppression, units_of
 from kn_lens.runs.trace import TraceSettings, save_traces, trace
 from kn_lens.runs.trace import findings as trace_findings
+from kn_lens.suppression.effect import UnitEffect
+from kn_lens.suppression.suppress import suppress
 
 if TYPE_CHECKING:
     import pandas as pd

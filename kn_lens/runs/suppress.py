@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kn_lens.attribution.scores import AttributionScores
-from kn_lens.editing.effect import UnitEffect
-from kn_lens.editing.frequency_effect import FrequencyEffect
 from kn_lens.errors import OutputError, UnitsError, near_matches
 from kn_lens.plots import control_distribution, frequency_scatter, layers_of_units, probability_change
 from kn_lens.prompts.prompt import Prompt, count_reasons
 from kn_lens.runs.output import output_folder, read_manifest, slug
 from kn_lens.sites import Unit
+from kn_lens.suppression.effect import UnitEffect
+from kn_lens.suppression.frequency_effect import FrequencyEffect
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import kn_lens as kn
-from kn_lens.editing.effect import UnitEffect
-from kn_lens.editing.frequency_effect import FrequencyEffect
 from kn_lens.localization.measures import concentration
+from kn_lens.suppression.effect import UnitEffect
+from kn_lens.suppression.frequency_effect import FrequencyEffect
 
 N = 12
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import kn_lens as kn
-from kn_lens.editing.effect import UnitEffect
 from kn_lens.plots.style import BLUE, VERMILLION
+from kn_lens.suppression.effect import UnitEffect
 from tests.localization.test_curve import made
 
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import kn_lens as kn
-from kn_lens.editing.controls import with_controls
 from kn_lens.errors import SettingsError, UnitsError
 from kn_lens.sites import site_of
+from kn_lens.suppression.controls import with_controls
 from tests.helpers import FAMILIES, LAYERS
 from tests.oracles import textbook
 from tests.questions import POSITIONS, SITES, likely_batch, questions, tokens_of, unit_positions

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 import kn_lens as kn
-from kn_lens.editing.controls import nested_controls, with_controls
-from kn_lens.editing.edited_columns import EditedColumns, UnitColumns
-from kn_lens.editing.replacement import draw_donors
 from kn_lens.errors import SettingsError
 from kn_lens.sites import site_of
+from kn_lens.suppression.controls import nested_controls, with_controls
+from kn_lens.suppression.edited_columns import EditedColumns, UnitColumns
+from kn_lens.suppression.replacement import draw_donors
 from tests.oracles import textbook
 from tests.questions import SITES, assert_same_state, likely_batch, state_of, tokens_of, unit_positions
 

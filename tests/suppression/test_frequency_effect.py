@@ -12,10 +12,10 @@ import torch
 from scipy import stats
 
 import kn_lens as kn
-from kn_lens.editing.effect import UnitEffect
-from kn_lens.editing.frequency_effect import FrequencyEffect, frequency_effect
 from kn_lens.frequency import PairCounts
 from kn_lens.statistics import detectable_rho, mean_difference, rank_correlation
+from kn_lens.suppression.effect import UnitEffect
+from kn_lens.suppression.frequency_effect import FrequencyEffect, frequency_effect
 
 DETERMINERS = ("this", "these")
 

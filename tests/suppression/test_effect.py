@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 
 import kn_lens as kn
-from kn_lens.editing.effect import OWN_FOIL, OWN_TARGET, layer_counts
+from kn_lens.suppression.effect import OWN_FOIL, OWN_TARGET, layer_counts
 
 NAN = float("nan")
 

@@ -12,10 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kn_lens.editing.controls import with_controls
-from kn_lens.editing.edited_columns import FIRST_PROBE, FOIL, TARGET, TOP, EditedColumns, UnitColumns
-from kn_lens.editing.effect import UnitEffect
-from kn_lens.editing.replacement import Ablation, check_ablation, group_names
 from kn_lens.errors import PromptError, SettingsError, UnitsError
 from kn_lens.forward import DEFAULT_MEMORY_BUDGET
 from kn_lens.progress import progress_bar
@@ -25,6 +21,10 @@ from kn_lens.prompts.prompt import Prompt
 from kn_lens.prompts.tokens import TokenResolver, UnusablePrompt
 from kn_lens.results import provenance
 from kn_lens.sites import Site, Unit, site_of
+from kn_lens.suppression.controls import with_controls
+from kn_lens.suppression.edited_columns import FIRST_PROBE, FOIL, TARGET, TOP, EditedColumns, UnitColumns
+from kn_lens.suppression.effect import UnitEffect
+from kn_lens.suppression.replacement import Ablation, check_ablation, group_names
 
 Units = Sequence[Unit] | Mapping[str, Sequence[Unit]]
 """The same units for all prompts, or the units of each group by its name."""
@@ -57,7 +57,7 @@ def suppress(
         factor: 0 suppresses (default), 2 doubles.
         ablation: ``"zero"`` (default) multiplies by the factor; ``"mean"`` sets a unit (a head: its d_head values) to
             its mean over these prompts, ``"resample"`` to its value in another of them, drawn with the seed:
-            :data:`kn_lens.editing.replacement.Ablation`.
+            :data:`kn_lens.suppression.replacement.Ablation`.
         site: Where the units live: ``"mlp"`` (default), ``"mlp_pre"``, ``"head"``.
         positions: Where they are scaled: ``"target"`` (default), ``"cue_last"``, ``"cue"``, ``"all"``.
         probes: Words whose probability is compared, each one token; by default the most frequent

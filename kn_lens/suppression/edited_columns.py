@@ -12,13 +12,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kn_lens.attribution.path import first_change
-from kn_lens.editing.replacement import Replacement, check_ablation, replace_columns
-from kn_lens.editing.taken_away import last_stream_hook, norm_taken
 from kn_lens.forward import Columns, Hook, bytes_per_row, clean_run, run_in_chunks
 from kn_lens.interventions import scale_columns
 from kn_lens.prompts.batch import PromptBatch
 from kn_lens.prompts.positions import Positions, alike
 from kn_lens.sites import Site, Unit
+from kn_lens.suppression.replacement import Replacement, check_ablation, replace_columns
+from kn_lens.suppression.taken_away import last_stream_hook, norm_taken
 
 TARGET, FOIL, TOP, FIRST_PROBE = range(4)
 """What is measured of each column."""
@@ -95,7 +95,7 @@ class EditedColumns:
         columns: The edits of each prompt, as many of each.
         factor: What units are multiplied by.
         positions: Where.
-        ablation: ``"zero"`` multiplies; others set units to a value: :data:`kn_lens.editing.replacement.Ablation`.
+        ablation: ``"zero"`` multiplies; others set units to a value: :data:`kn_lens.suppression.replacement.Ablation`.
         seed: Of the draws of ``ablation="resample"``.
         probe_ids: Tokens whose probability is measured too.
         memory_budget: Bytes that the rows of one pass may take.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from kn_lens.statistics import RankCorrelation
 
 if TYPE_CHECKING:
-    from kn_lens.editing.frequency_effect import FrequencyEffect
+    from kn_lens.suppression.frequency_effect import FrequencyEffect
 
 
 NAMES = {"log_probability": "log p(target)", "preference": "log p(target) − log p(rival)"}

@@ -17,7 +17,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from kn_lens.editing.effect import UnitEffect
 from kn_lens.errors import DataError, SettingsError, near_matches
 from kn_lens.frequency import PairCounts, load_counts
 from kn_lens.pair_counter import Pair
@@ -32,6 +31,7 @@ from kn_lens.statistics import (
     rank_correlation,
     spearman_rows,
 )
+from kn_lens.suppression.effect import UnitEffect
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -183,7 +183,7 @@ class FrequencyEffect(Result):
 
     def sentence(self) -> str:
         """The finding, computed from the numbers, whichever way they came out."""
-        from kn_lens.editing.frequency_finding import finding
+        from kn_lens.suppression.frequency_finding import finding
 
         return finding(self)
 

@@ -11,12 +11,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from kn_lens.editing.controls import distinct_draws, p_among, percentile_of
 from kn_lens.prompts.prompt import Dropped, Prompt
 from kn_lens.results import Result
 from kn_lens.scoring import correct_answers
 from kn_lens.sites import Unit
 from kn_lens.statistics import benjamini_hochberg, compare_before_after, wilson_interval
+from kn_lens.suppression.controls import distinct_draws, p_among, percentile_of
 
 if TYPE_CHECKING:
     import pandas as pd
