@@ -15,6 +15,7 @@ from torch import Tensor
 from kn_lens._version import __version__
 from kn_lens.errors import OutputError
 from kn_lens.models.kind import model_name
+from kn_lens.prompts.fact import Fact
 from kn_lens.prompts.prompt import Dropped, Prompt
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def provenance(model: Any, batch: PromptBatch) -> dict[str, Any]:
     }
 
 
-_MARKED = {"Prompt": Prompt, "Dropped": Dropped}
+_MARKED = {"Prompt": Prompt, "Dropped": Dropped, "Fact": Fact}
 
 
 def _to_json(value: Any) -> Any:
@@ -162,8 +163,7 @@ def _from_json(value: Any) -> Any:
             return tuple(_from_json(item) for item in value["__tuple__"])
         if "__kind__" in value:
             fields = {name: _from_json(item) for name, item in value.items() if name != "__kind__"}
-            if isinstance(fields.get("cue"), list):
-                fields["cue"] = tuple(fields["cue"])
+            fields = {name: tuple(item) if isinstance(item, list) else item for name, item in fields.items()}
             return _MARKED[value["__kind__"]](**fields)
         return {name: _from_json(item) for name, item in value.items()}
     if isinstance(value, list):

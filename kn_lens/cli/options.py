@@ -58,10 +58,10 @@ def load_sets(names: list[str]) -> list[Any]:
         SettingsError: If the files of two of them would have one name.
     """
     from kn_lens.errors import SettingsError
-    from kn_lens.prompts.load import load_data
+    from kn_lens.prompts.load import load_prompts
     from kn_lens.runs.output import slug
 
-    sets = [load_data(name) for name in dict.fromkeys(names)]
+    sets = [load_prompts(name) for name in dict.fromkeys(names)]
     slugs = [slug(entry.name) for entry in sets]
     for name in slugs:
         if slugs.count(name) > 1:

@@ -38,7 +38,7 @@ def suppress(
 ) -> None:
     """Switch units off (or up) and compare the answers, beside random units."""
     from kn_lens.frequency import check_source
-    from kn_lens.prompts.load import data_hash, load_data
+    from kn_lens.prompts.load import data_hash, load_prompts
     from kn_lens.runs.output import check_output
     from kn_lens.runs.suppress import (
         answers_table,
@@ -73,7 +73,7 @@ def suppress(
         loaded = load(model, device, dtype)
         _same_model(former.provenance, loaded)
     else:
-        entry = load_data(data)
+        entry = load_prompts(data)
         name, sha256 = entry.name, data_hash(entry)
         loaded = load(model, device, dtype)
         explain(entry, loaded)
@@ -115,12 +115,12 @@ def count(
 ) -> None:
     """Count the cue-target pairs of a data set in a text."""
     from kn_lens.frequency import count_pairs
-    from kn_lens.prompts.load import load_data
+    from kn_lens.prompts.load import load_prompts
     from kn_lens.runs.count import check_table, coverage_sentence, pairs_to_count
 
     if out is not None:
         check_table(out)
-    pairs, without = pairs_to_count(load_data(data))
+    pairs, without = pairs_to_count(load_prompts(data))
     counts = count_pairs(text, pairs, window=window)
     show(counts.to_frame().query("count > 0").nlargest(10, "count"), "The most frequent pairs")
     typer.echo(coverage_sentence(counts, pairs, without))

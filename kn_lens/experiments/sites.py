@@ -21,7 +21,7 @@ from kn_lens.localization.ablation import ablation_curve
 from kn_lens.localization.localize import Localization, LocalizeSettings, localize
 from kn_lens.models.kind import model_name
 from kn_lens.prompts.batch import PromptBatch
-from kn_lens.prompts.load import load_data
+from kn_lens.prompts.load import load_prompts
 from kn_lens.prompts.minimal_pairs import MinimalPairs
 from kn_lens.prompts.positions import Positions
 from kn_lens.prompts.relations import Relation
@@ -76,7 +76,7 @@ def compare_sites(
         PromptError: If the model answers none of a data set's held-out prompts rightly; data set and site are named.
     """
     named = [data] if isinstance(data, (str, Relation, MinimalPairs)) else list(data)
-    sets = [load_data(entry) if isinstance(entry, str) else entry for entry in named]
+    sets = [load_prompts(entry) if isinstance(entry, str) else entry for entry in named]
     check_comparison(
         [entry.name for entry in sets],
         sites,

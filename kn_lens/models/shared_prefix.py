@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 _REPLACED = ("apply_rotary", "calculate_attention_scores", "calculate_z_scores")
@@ -58,7 +58,12 @@ def prefix_hooks(model: Any) -> list[str]:
 
 
 @contextmanager
-def shared_prefix(model: Any, activations: Mapping[str, Tensor], start: int) -> Iterator[list[PastLength]]:
+def shared_prefix(
+    model: Any,
+    activations: Mapping[str, Tensor],
+    start: int,
+    absent: Bool[Tensor, "prompt start"] | None = None,
+) -> Iterator[list[PastLength]]:
     """Within the context, rows in prompt-major order attend to the first ``start`` positions of their prompt.
 
     Args:
@@ -66,6 +71,8 @@ def shared_prefix(model: Any, activations: Mapping[str, Tensor], start: int) -> 
         activations: The activations named by :func:`prefix_hooks`, of shape
             ``[prompt, position, kv_head, d_head]``.
         start: The first position that the rows compute themselves.
+        absent: Prefixes of several lengths stand at the right of the first ``start`` positions; True on their left,
+            where there is nothing. Rows then count their positions from the start of their own prefix.
 
     Yields:
         One entry per layer, to be given to :func:`kn_lens.models.stepping.run_block`.
@@ -76,7 +83,7 @@ def shared_prefix(model: Any, activations: Mapping[str, Tensor], start: int) -> 
         for layer, attention in enumerate(attentions):
             keys = activations[names[2 * layer]][:, :start]
             values = activations[names[2 * layer + 1]][:, :start]
-            _install(attention, keys, values, start)
+            _install(attention, keys, values, start, absent)
         yield [PastLength(past_keys=torch.empty(1, start, 1, 1)) for _ in attentions]
     finally:
         for attention in attentions:
@@ -89,6 +96,7 @@ def _install(
     keys: Float[Tensor, "prompt start kv_head d_head"],
     values: Float[Tensor, "prompt start kv_head d_head"],
     start: int,
+    absent: Bool[Tensor, "prompt start"] | None,
 ) -> None:
     """Let one attention layer join the prefix's keys and values with those of its rows."""
     plain_rotary = type(attention).apply_rotary
@@ -102,6 +110,9 @@ def _install(
     prefix_values = values.permute(0, 2, 1, 3).contiguous()  # prompt, group, start, d_head
 
     def apply_rotary(self: Any, x: Tensor, past_kv_pos_offset: int = 0, attention_mask: Any = None) -> Tensor:
+        if absent is not None:  # TransformerLens counts positions from the first that its mask shows
+            shown = torch.cat([~absent, absent.new_ones(prompts, x.shape[1])], dim=1)
+            attention_mask = shown.long().repeat_interleave(x.shape[0] // prompts, dim=0)
         return plain_rotary(self, x, start, attention_mask)
 
     def calculate_attention_scores(self: Any, q: Tensor, k: Tensor) -> Tensor:
@@ -110,7 +121,10 @@ def _install(
         grouped = q.reshape(prompts, per_prompt, span, groups, shared, d_head)
         packed = grouped.permute(0, 3, 1, 2, 4, 5).reshape(prompts, groups, -1, d_head)
         before = (packed @ prefix_keys).reshape(prompts, groups, per_prompt, span, shared, start)
-        before = before.permute(0, 2, 1, 4, 3, 5).reshape(rows, heads, span, start)
+        before = before.permute(0, 2, 1, 4, 3, 5)
+        if absent is not None:
+            before = before.masked_fill(absent[:, None, None, None, None], float("-inf"))
+        before = before.reshape(rows, heads, span, start)
         own = torch.einsum("rqgsd,rkgd->rgsqk", q.reshape(rows, span, groups, shared, d_head), k)
         return torch.cat([before, own.reshape(rows, heads, span, span)], dim=-1) / self.attn_scale
 

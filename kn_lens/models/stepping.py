@@ -55,11 +55,16 @@ def readout(model: Any, resid: Float[Tensor, "row position d_model"]) -> Float[T
 def target_logits(
     model: Any,
     tokens: Int[Tensor, "row position"],
-    targets: Int[Tensor, " row"],
+    targets: Int[Tensor, " target"],
     mask: Bool[Tensor, "row position"] | None = None,
-) -> Float[Tensor, "row d_vocab"]:
-    """Logits at one position of each row, padded on the right; ``mask`` is True where there is a token."""
-    rows = torch.arange(len(tokens), device=tokens.device)
+    rows: Int[Tensor, " target"] | None = None,
+) -> Float[Tensor, "target d_vocab"]:
+    """Logits at one position of each row, padded on the right; ``mask`` is True where there is a token.
+
+    ``rows`` names the row of each target where a row is read at several positions, or at none.
+    """
+    if rows is None:
+        rows = torch.arange(len(tokens), device=tokens.device)
     if not can_step(model):
         extra = {} if mask is None or not is_masked(model) else {"attention_mask": mask.long()}
         return model(tokens, **extra)[rows, targets]

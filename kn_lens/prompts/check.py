@@ -14,7 +14,7 @@ from kn_lens.errors import DataError
 from kn_lens.prompts.check_pairs import check_pairs
 from kn_lens.prompts.jsonl import Problem, Problems, Report, read_json, read_jsonl
 from kn_lens.prompts.relations import (
-    Fact,
+    StatedFact,
     Template,
     begins,
     parse_facts,
@@ -35,7 +35,7 @@ _WORD = re.compile(r"[A-Za-z]+")
 
 class _Relation(NamedTuple):
     path: Path
-    facts: list[Fact]
+    facts: list[StatedFact]
     templates: list[Template]
 
 

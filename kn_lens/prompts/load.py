@@ -10,6 +10,7 @@ from pathlib import Path
 
 from kn_lens.bundled import data_folder
 from kn_lens.errors import DataError, near_matches
+from kn_lens.prompts.counter_facts import CounterFacts, is_counter_facts, read_counter_facts
 from kn_lens.prompts.jsonl import read_json, read_jsonl
 from kn_lens.prompts.known_facts import read_known_facts
 from kn_lens.prompts.minimal_pairs import MinimalPairs, read_minimal_pairs
@@ -28,13 +29,13 @@ def bundled_names() -> list[str]:
     return sorted(relations) + sorted(path.stem for path in (folder / "minimal_pairs").glob("*.jsonl"))
 
 
-def load_data(name: str) -> Relation | MinimalPairs:
+def load_data(name: str) -> Relation | MinimalPairs | CounterFacts:
     """A data set by its name.
 
     Args:
         name: A bundled name (``"P36"``, ``"subject_verb_agreement"``); ``"blimp:<UID>"`` or
             ``"pararel:<relation>"`` (from the folder in ``KN_LENS_BLIMP`` / ``KN_LENS_PARAREL``, else
-            BLiMP from the Hub); or a path to JSON Lines of pairs or facts, or to known facts in JSON.
+            BLiMP from the Hub); or a path to JSON Lines of pairs or facts, or to known facts or edits in JSON.
 
     Raises:
         DataError: If there is no such data (near matches are named) or a file of it is broken.
@@ -62,13 +63,27 @@ def load_data(name: str) -> Relation | MinimalPairs:
     )
 
 
+def load_prompts(name: str) -> Relation | MinimalPairs:
+    """Facts or minimal pairs by name; see :func:`load_data`.
+
+    Raises:
+        DataError: Also if the name is one of edits.
+    """
+    data = load_data(name)
+    if isinstance(data, CounterFacts):
+        raise DataError(
+            f"{name!r} holds edits (CounterFact), which can only be evaluated: `kn-lens evaluate`, kn.evaluate_edits"
+        )
+    return data
+
+
 def load_relation(name: str) -> Relation:
     """Facts by name; see :func:`load_data`.
 
     Raises:
         DataError: Also if the name is one of minimal pairs.
     """
-    data = load_data(name)
+    data = load_prompts(name)
     if not isinstance(data, Relation):
         raise DataError(f"{name!r} holds minimal pairs, not facts; use load_minimal_pairs")
     return data
@@ -80,13 +95,13 @@ def load_minimal_pairs(name: str) -> MinimalPairs:
     Raises:
         DataError: Also if the name is one of facts.
     """
-    data = load_data(name)
+    data = load_prompts(name)
     if not isinstance(data, MinimalPairs):
         raise DataError(f"{name!r} holds facts, not minimal pairs; use load_relation")
     return data
 
 
-def data_hash(data: Relation | MinimalPairs) -> str | None:
+def data_hash(data: Relation | MinimalPairs | CounterFacts) -> str | None:
     """SHA-256 of the file that the data was read from (with its templates), or None if it has none."""
     if data.path is None:
         return None
@@ -97,9 +112,9 @@ def data_hash(data: Relation | MinimalPairs) -> str | None:
     return digest.hexdigest()
 
 
-def _read_path(path: Path) -> Relation | MinimalPairs:
+def _read_path(path: Path) -> Relation | MinimalPairs | CounterFacts:
     if path.suffix == ".json":
-        return read_known_facts(path)
+        return read_counter_facts(path) if is_counter_facts(read_json(path)) else read_known_facts(path)
     if templates_path(path).is_file():
         return read_relation(path)
     _, first = next(read_jsonl(path))

@@ -121,7 +121,7 @@ class Template(NamedTuple):
         return self.text.split("{object}")[0].rstrip()
 
 
-class Fact(NamedTuple):
+class StatedFact(NamedTuple):
     """A subject and its object, and where they stand."""
 
     subject: str
@@ -239,14 +239,14 @@ def begins(start: str, text: str) -> bool:
     return text.startswith(start) and not re.match(r"\w", text[len(start) :])
 
 
-def parse_facts(rows: Rows, report: Report = stop) -> list[Fact]:
+def parse_facts(rows: Rows, report: Report = stop) -> list[StatedFact]:
     """Facts from rows ``{"subject", "object"}``; those with a problem are reported and left out.
 
     Problems: a fact stated twice, a subject with two objects, an object that is its subject.
     """
-    facts: dict[str, Fact] = {}
+    facts: dict[str, StatedFact] = {}
     for where, row in rows:
-        fact = Fact(row["subject"].strip(), row["object"].strip(), where)
+        fact = StatedFact(row["subject"].strip(), row["object"].strip(), where)
         earlier = facts.get(fact.subject)
         if fact.subject.casefold() == fact.object.casefold():
             report(where, f"subject and object are both {fact.object!r}; a question must not hold its answer")
@@ -276,7 +276,7 @@ def read_about(path: Path) -> dict[str, dict[str, Any]]:
     return about
 
 
-def _fill(template: str, fact: Fact) -> Prompt:
+def _fill(template: str, fact: StatedFact) -> Prompt:
     """A template with its subject filled in and its object left blank; the cue is the subject."""
     before, after = template.split("{object}")
     blank = len(before.rstrip())  # where the text goes on behind the object

@@ -15,7 +15,7 @@ from kn_lens.experiments import number_units
 from kn_lens.experiments.sites import compare_sites
 from kn_lens.models.kind import is_masked, model_name
 from kn_lens.organisms.corpus import corpus_of
-from kn_lens.prompts.load import data_hash, load_data
+from kn_lens.prompts.load import data_hash, load_prompts
 from kn_lens.prompts.prompt import count_reasons
 from kn_lens.runs.heads import save_comparison
 from kn_lens.runs.localize import Localization, LocalizeSettings, localize, save_localization
@@ -67,7 +67,7 @@ def run_demo(model: Any, out: Path, seed: int = 0) -> Demonstration:
     effects: dict[str, UnitEffect] = {}
     hashes: dict[str, str | None] = {}
     for name in names:
-        data = load_data(name)
+        data = load_prompts(name)
         hashes[name] = data_hash(data)
         found.append(localize(model, data, settings))
         here = found[-1]
@@ -150,7 +150,7 @@ def demo_findings(found: list[Localization], effects: dict[str, UnitEffect]) -> 
 def _trace(model: Any, out: Path, seed: int) -> list[str]:
     """Trace facts and agreement through three streams, and write the run."""
     settings = TraceSettings(streams=_STREAMS, groups=_TRACED, seed=seed)
-    found = [trace(model, load_data(name), settings) for name in (FACTS, AGREEMENT)]
+    found = [trace(model, load_prompts(name), settings) for name in (FACTS, AGREEMENT)]
     sentences = [sentence for entry in found for sentence in trace_findings(entry)]
     save_traces(out, model, found, settings, sentences)
     return sentences

@@ -1,0 +1,76 @@
+"""Where and how hard a model is edited, by its name: published settings, measured ones, and a default for the rest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from kn_lens.editing.contexts import LENGTHS
+from kn_lens.models.kind import model_name
+
+Position = Literal["subject_last", "last"]
+"""Where an edit acts: at the subject's last token (Meng et al.), or at the prompt's, whose outputs are the answer's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hyperparameters:
+    """Settings of the search for v*.
+
+    Attributes:
+        layer: Layer of the edited matrix; None: to be found by tracing.
+        steps: Evaluations of the loss; after the last one nothing is changed any more.
+        lr: Adam's learning rate.
+        weight_decay: Weight of ‖δ‖ / ‖v₀‖² in the loss.
+        clamp: Largest ‖δ‖, in ‖v₀‖.
+        kl_factor: Weight of the KL divergence on "{subject} is a".
+        position: Where an MLP is edited. In tiny-causal, as causal traces show, nothing that happens at the subject
+            behind the first layer's attention reaches the answer: it is edited at the prompt's last token.
+        prefixes: Sampled prefixes, (tokens, how many). tiny-causal was trained on single sentences and has none.
+        source: Where the settings are from.
+    """
+
+    layer: int | None
+    steps: int
+    lr: float
+    weight_decay: float
+    clamp: float
+    kl_factor: float
+    position: Position = "subject_last"
+    prefixes: tuple[tuple[int, int], ...] = LENGTHS
+    source: str
+
+
+_GPT2_XL = Hyperparameters(
+    layer=17, steps=20, lr=0.5, weight_decay=0.5, clamp=4.0, kl_factor=0.0625, source="published (ROME, gpt2-xl)"
+)
+_LLAMA_2_7B = Hyperparameters(
+    layer=5, steps=25, lr=0.5, weight_decay=1e-3, clamp=4.0, kl_factor=0.0625, source="published (llama-2-7b)"
+)
+_KNOWN = {
+    "gpt2-xl": _GPT2_XL,
+    "llama-2-7b": _LLAMA_2_7B,
+    "smollm2-135m": Hyperparameters(
+        layer=4, steps=25, lr=0.5, weight_decay=1e-3, clamp=4.0, kl_factor=0.0625, source="measured on capitals"
+    ),
+    "tiny-causal": Hyperparameters(
+        layer=1,
+        steps=25,
+        lr=0.5,
+        weight_decay=1e-3,
+        clamp=4.0,
+        kl_factor=0.0625,
+        position="last",
+        prefixes=(),
+        source="measured on capitals",
+    ),
+}
+_DEFAULT = Hyperparameters(
+    layer=None, steps=25, lr=0.5, weight_decay=1e-3, clamp=4.0, kl_factor=0.0625, source="default (as llama-2-7b)"
+)
+
+
+def hyperparameters_of(model: Any) -> Hyperparameters:
+    """The settings for a model, by the longest known name that its own holds."""
+    name = model_name(model).lower()
+    matching = [known for known in _KNOWN if known in name]
+    return _KNOWN[max(matching, key=len)] if matching else _DEFAULT
