@@ -25,7 +25,7 @@ help:
 	@echo 'make demo      run the demonstration into demo-out/ (MODEL=name to choose another model)'
 	@echo 'make test      lint, then run the tests'
 	@echo 'make lint      ruff and the type checker'
-	@echo 'make bench     time attribution and tracing against textbook loops; compare rules of integration'
+	@echo 'make bench     time attribution, tracing and edits against textbook loops; compare rules of integration'
 	@echo 'make data      write the minimal pairs and the organisms'"'"' training text anew, and check all data'
 	@echo 'make organisms write that text and train the organisms anew (half an hour)'
 	@echo 'make lock      resolve pyproject.toml into requirements.lock anew'
@@ -56,6 +56,7 @@ lint: install
 bench: install
 	$(RUN) benchmarks/attribution.py
 	$(RUN) benchmarks/tracing.py
+	$(RUN) benchmarks/rome.py
 	$(RUN) benchmarks/quadrature.py
 
 data: install

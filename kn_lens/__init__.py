@@ -7,6 +7,10 @@
     scores = kn.integrated_gradients(model, facts.prompts(model), site="mlp")
     found = kn.find_knowledge_neurons(scores)
     effect = kn.suppress(model, facts.prompts(model), found.units)
+    edit = kn.rome(model, kn.Fact("The capital of {} is", "Canada", "Rome", old="Ottawa"))
+    with edit.applied(model):
+        kn.generate(model, "The capital of Canada is")
+    kn.evaluate_edits(model, kn.rome, facts, edits=20).to_frame()
 
 Every function takes a plain TransformerLens model. Names are loaded when first used, so that importing
 the package is quick.
@@ -20,6 +24,21 @@ from typing import TYPE_CHECKING, Any
 from kn_lens._version import __version__
 
 _PUBLIC = {
+    "criteria.cases": ["edit_cases"],
+    "criteria.evaluate": ["evaluate_edits"],
+    "criteria.evaluation": ["EditEvaluation"],
+    "criteria.generation": ["before_after", "generate"],
+    "criteria.sweep": ["LayerSweep", "sweep_layers"],
+    "editing.covariance": ["Covariance", "covariance_of"],
+    "editing.edit": ["Edit", "edits_applied"],
+    "editing.fine_tune": ["FineTuneEdit", "fine_tune"],
+    "editing.head_edits": ["head_edit"],
+    "editing.layer_choice": ["LayerChoice", "layer_by_tracing"],
+    "editing.neuron_edits": ["neuron_edit"],
+    "editing.random_controls": ["rome_at_random_layer", "rome_random_direction"],
+    "editing.rank_one": ["RankOneEdit"],
+    "editing.rome": ["rome"],
+    "editing.units_for_fact": ["UnitSearch", "UnitsEdit"],
     "errors": [
         "DataError",
         "KnLensError",
@@ -31,6 +50,7 @@ _PUBLIC = {
     ],
     "models.load": ["load_model"],
     "models.names": ["available_models"],
+    "prompts.fact": ["Fact"],
     "prompts.prompt": ["Prompt"],
     "prompts.batch": ["PromptBatch"],
     "prompts.load": ["load_data", "load_minimal_pairs", "load_relation"],
@@ -74,6 +94,21 @@ if TYPE_CHECKING:
     from kn_lens.attribution.integrated_gradients import integrated_gradients
     from kn_lens.attribution.max_activation import max_activation
     from kn_lens.attribution.scores import AttributionScores
+    from kn_lens.criteria.cases import edit_cases
+    from kn_lens.criteria.evaluate import evaluate_edits
+    from kn_lens.criteria.evaluation import EditEvaluation
+    from kn_lens.criteria.generation import before_after, generate
+    from kn_lens.criteria.sweep import LayerSweep, sweep_layers
+    from kn_lens.editing.covariance import Covariance, covariance_of
+    from kn_lens.editing.edit import Edit, edits_applied
+    from kn_lens.editing.fine_tune import FineTuneEdit, fine_tune
+    from kn_lens.editing.head_edits import head_edit
+    from kn_lens.editing.layer_choice import LayerChoice, layer_by_tracing
+    from kn_lens.editing.neuron_edits import neuron_edit
+    from kn_lens.editing.random_controls import rome_at_random_layer, rome_random_direction
+    from kn_lens.editing.rank_one import RankOneEdit
+    from kn_lens.editing.rome import rome
+    from kn_lens.editing.units_for_fact import UnitSearch, UnitsEdit
     from kn_lens.errors import (
         DataError,
         KnLensError,
@@ -95,6 +130,7 @@ if TYPE_CHECKING:
     from kn_lens.models.names import available_models
     from kn_lens.organisms.corpus import Corpus, load_corpus
     from kn_lens.prompts.batch import PromptBatch
+    from kn_lens.prompts.fact import Fact
     from kn_lens.prompts.load import load_data, load_minimal_pairs, load_relation
     from kn_lens.prompts.minimal_pairs import MinimalPair, MinimalPairs
     from kn_lens.prompts.prompt import Prompt

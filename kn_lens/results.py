@@ -118,8 +118,8 @@ def _kind(name: str) -> type[Result] | None:
     return Result._kinds.get(name)
 
 
-def provenance(model: Any, batch: PromptBatch) -> dict[str, Any]:
-    """Model, weights hash, hash of the prompts, versions, device and number type."""
+def provenance(model: Any, batch: PromptBatch | None = None) -> dict[str, Any]:
+    """Model, weights hash, hash of the prompts (if there are any), versions, device and number type."""
     from kn_lens.models.hashing import weights_hash
 
     parameter = next(model.parameters())
@@ -132,7 +132,7 @@ def provenance(model: Any, batch: PromptBatch) -> dict[str, Any]:
     return {
         "model": model_name(model),
         "weights_hash": weights_hash(model),
-        "prompts_hash": batch.fingerprint(),
+        **({} if batch is None else {"prompts_hash": batch.fingerprint()}),
         "model_class": type(model).__name__,
         "device": str(parameter.device),
         "dtype": str(parameter.dtype).removeprefix("torch."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import kn_lens as kn
 from kn_lens.errors import OutputError
 from kn_lens.prompts.prompt import Dropped
 from kn_lens.results import Result
+from tests.editing.test_layer_choice import believed_facts, wordy_model
 from tests.questions import likely_batch
 
 DROPPED = (
@@ -24,9 +26,15 @@ DROPPED = (
 
 
 @pytest.fixture(scope="module")
-def results(random_model):
+def results(random_model, tmp_path_factory):
     """One of every class, by its name."""
     model = random_model("gpt2")
+    wordy = wordy_model(tmp_path_factory.mktemp("wordy"))
+    facts = believed_facts(wordy)
+    tuned = functools.partial(kn.fine_tune, steps=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KN_LENS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        covariance = kn.covariance_of(wordy, "self", layer=0, tokens=300, progress=False)
     pairs = [
         kn.Prompt("These", foil_prefix="This", target="dogs", form="two_prefix", cue=(0, 5), source="pairs.jsonl:1"),
         kn.Prompt("The boy knows “these”", foil_prefix="The", target="dogs", form="two_prefix", group="these → dogs"),
@@ -58,6 +66,23 @@ def results(random_model):
         "KnockoutTrace": kn.attention_knockout(model, batch, progress=False),
         "PatchEffects": kn.activation_patching(model, batch, sources=batch, positions="sum", progress=False),
         "DirectLogits": kn.direct_logit_attribution(model, batch, neurons=True, progress=False),
+        "Edit": kn.Edit(
+            editor="by hand",
+            fact=facts[0],
+            rows={"blocks.0.mlp.W_out": torch.tensor([1, 4])},
+            changes={"blocks.0.mlp.W_out": torch.ones(2, model.cfg.d_model)},
+            settings={"why": "to see"},
+            provenance={},
+        ),
+        "RankOneEdit": kn.rome(wordy, facts[0], layer=1, steps=3, prefixes=["The cat sleeps."]),
+        "FineTuneEdit": tuned(wordy, facts[1], layer=0),
+        "UnitsEdit": kn.neuron_edit(wordy, facts[2], units=[(0, 3), (2, 1)]),
+        "LayerChoice": kn.layer_by_tracing(wordy, facts, progress=False),
+        "Covariance": covariance,
+        "EditEvaluation": dataclasses.replace(
+            kn.evaluate_edits(wordy, functools.partial(tuned, layer=0), facts[:2], progress=False), dropped=DROPPED
+        ),
+        "LayerSweep": kn.sweep_layers(wordy, facts[:2], editor=tuned, layers=[0, 2], progress=False),
         "AblationCurve": kn.ablation_curve(model, batch, scores, controls=2, progress=False),
     }
 
@@ -65,8 +90,10 @@ def results(random_model):
 def same(left, right):
     if isinstance(left, torch.Tensor):
         return left.dtype == right.dtype and torch.equal(left.nan_to_num(7e7), right.nan_to_num(7e7))
-    if isinstance(left, dict) and any(isinstance(value, torch.Tensor) for value in left.values()):
+    if isinstance(left, dict):
         return list(left) == list(right) and all(same(left[key], right[key]) for key in left)
+    if isinstance(left, (list, tuple)):
+        return type(left) is type(right) and len(left) == len(right) and all(map(same, left, right))
     if isinstance(left, float) and left != left:
         return right != right
     return type(left) is type(right) and left == right
@@ -76,12 +103,20 @@ KINDS = (
     "AblationCurve",
     "AttributionScores",
     "CausalTrace",
+    "Covariance",
     "DirectLogits",
+    "Edit",
+    "EditEvaluation",
+    "FineTuneEdit",
     "FrequencyEffect",
     "KnockoutTrace",
     "KnowledgeNeurons",
+    "LayerChoice",
+    "LayerSweep",
     "PatchEffects",
+    "RankOneEdit",
     "UnitEffect",
+    "UnitsEdit",
 )
 
 

@@ -8,21 +8,26 @@ import typer
 
 from kn_lens.cli.compare import compare
 from kn_lens.cli.demo import demo
+from kn_lens.cli.evaluate import EvaluateCommand, evaluate
 from kn_lens.cli.heads import heads
 from kn_lens.cli.localize import localize, models
 from kn_lens.cli.patch import knockout, patch
+from kn_lens.cli.rome import rome
 from kn_lens.cli.suppress import count, suppress
 from kn_lens.cli.trace import trace
 from kn_lens.errors import KnLensError
 
 app = typer.Typer(
     name="kn-lens",
-    help="Find, measure and switch off the units that facts and grammar hang on.",
+    help="Find, measure and edit the units that facts and grammar hang on.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (models, localize, suppress, heads, trace, patch, knockout, count, compare, demo):
+for command in (models, localize, suppress, heads, trace, patch, knockout, rome):
+    app.command()(command)
+app.command(cls=EvaluateCommand)(evaluate)
+for command in (count, compare, demo):
     app.command()(command)
 
 

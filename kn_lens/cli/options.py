@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -43,6 +43,13 @@ DirectionOption = Annotated[
     str, typer.Option("--direction", help="sufficiency (clean into corrupted) or necessity (corrupted into clean).")
 ]
 
+LayerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--layer", help="A layer, or auto (where causal tracing points). By default that known for the model."
+    ),
+]
+
 
 def load(name: str, device: str | None, dtype: str = "float32") -> Any:
     """The model of an argument."""
@@ -51,19 +58,50 @@ def load(name: str, device: str | None, dtype: str = "float32") -> Any:
     return load_model(name, device=device, dtype=dtype)
 
 
-def load_sets(names: list[str]) -> list[Any]:
-    """The data sets of ``--data``, each once.
+def load_sets(names: list[str], *, edits: bool = False) -> list[Any]:
+    """The data sets of ``--data``, each once; ``edits`` takes those that can only be edited (CounterFact) too.
 
     Raises:
         SettingsError: If the files of two of them would have one name.
     """
     from kn_lens.errors import SettingsError
-    from kn_lens.prompts.load import load_prompts
+    from kn_lens.prompts.load import load_data, load_prompts
     from kn_lens.runs.output import slug
 
-    sets = [load_prompts(name) for name in dict.fromkeys(names)]
+    sets = [(load_data if edits else load_prompts)(name) for name in dict.fromkeys(names)]
     slugs = [slug(entry.name) for entry in sets]
     for name in slugs:
         if slugs.count(name) > 1:
             raise SettingsError(f"two data sets would both be written as {name!r}; rename one of the files")
     return sets
+
+
+def layer_of(text: str | None) -> int | Literal["auto"] | None:
+    """``--layer``: ``"4"`` as 4, ``"auto"`` as it is.
+
+    Raises:
+        SettingsError: If it is neither.
+    """
+    from kn_lens.errors import SettingsError
+
+    if text is None:
+        return None
+    if text == "auto":
+        return "auto"
+    if not text.isdecimal():
+        raise SettingsError(f"cannot read --layer {text!r}; write the number of a layer, or auto")
+    return int(text)
+
+
+def layers_of(text: str) -> tuple[int, ...]:
+    """``--layers``: ``"3,4"`` as (3, 4).
+
+    Raises:
+        SettingsError: If it is anything else.
+    """
+    from kn_lens.errors import SettingsError
+
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise SettingsError(f"cannot read --layers {text!r}; write layers with commas, as 3,4")
+    return tuple(int(part) for part in parts)

@@ -18,10 +18,10 @@ from kn_lens.cli.options import (
     Out,
     PositionsOption,
     Seed,
+    layers_of,
     load,
     load_sets,
 )
-from kn_lens.errors import SettingsError
 from kn_lens.runs.console import explain, report_dropped, show, written
 
 
@@ -67,7 +67,7 @@ def trace(
         sigma=sigma,
         severed=severed,
         direction=direction,
-        layers=None if layers is None else _layers(layers),
+        layers=None if layers is None else layers_of(layers),
         positions=positions,
         groups=groups or None,
         prompts=prompts,
@@ -91,11 +91,3 @@ def trace(
     if out is not None:
         save_traces(out, loaded, found, settings, sentences)
         written(out)
-
-
-def _layers(text: str) -> tuple[int, ...]:
-    """``"3,4"`` as (3, 4)."""
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() for part in parts):
-        raise SettingsError(f"cannot read --layers {text!r}; write layers with commas, as 3,4")
-    return tuple(int(part) for part in parts)

@@ -70,7 +70,7 @@ def edit_cases(
     for name, value in counts.items():
         if value is not None and value < (1 if name == "edits" else 0):
             raise SettingsError(f"{name} is {value}; give {'at least 1' if name == 'edits' else '0 or more'}")
-    chosen = _chosen(data, criteria)
+    chosen = chosen_criteria(data, criteria)
     options = CaseOptions(
         criteria=chosen, seed=seed, paraphrases=paraphrases, neighbors=neighbors, inverse_templates=inverse_templates
     )
@@ -128,8 +128,8 @@ def _of_relation(
     return cases, maker.dropped
 
 
-def _chosen(data: EditData, criteria: Iterable[str] | None) -> tuple[str, ...]:
-    """The criteria in their order.
+def chosen_criteria(data: EditData, criteria: Iterable[str] | None) -> tuple[str, ...]:
+    """The criteria that are asked of a data set, in their order; None takes all that apply.
 
     Raises:
         SettingsError: If one is unknown, or the data cannot be asked it.

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import logging
-import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kn_lens._version import __version__
 from kn_lens.editing.edit import require_editable
 from kn_lens.editing.rows import EditSite
 from kn_lens.editing.second_moment import file_windows, key_width, own_windows, second_moment
@@ -23,7 +20,10 @@ from kn_lens.errors import DataError, ModelError, OutputError, SettingsError, ne
 from kn_lens.models.cache import cache_folder, cached_folder, file_hash
 from kn_lens.models.hashing import weights_hash
 from kn_lens.models.kind import is_masked, model_name
-from kn_lens.results import Result
+from kn_lens.results import Result, provenance
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +82,13 @@ class Covariance(Result):
         """``"self, 20480 tokens"``, with the ridge if there is one."""
         ridge = f", ridge {self.ridge:g}" if self.ridge else ""
         return f"{self.source}, {self.tokens} tokens{ridge}"
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per eigenvalue, ascending: how far C is from singular."""
+        import pandas as pd
+
+        values = torch.linalg.eigvalsh(self.matrix.double()).tolist()
+        return pd.DataFrame({"eigenvalue": values}).rename_axis("rank").reset_index()
 
     @cached_property
     def _factor(self) -> tuple[float, Float[Tensor, "d_in d_in"]]:
@@ -182,8 +189,8 @@ def covariance_of(
         wanted = max(_LEAST_SELF_TOKENS, _SELF_TOKENS_PER_INPUT * key_width(model, site)) if tokens is None else tokens
         windows = own_windows(model, seed)
     settings = {"layer": layer, "site": site, "tokens": wanted, **({"seed": seed} if name == SELF else {})}
-    provenance = _provenance(model)
-    marks = [f"v{_FORMAT}", weights_hash(model), provenance["dtype"], layer, site, sha256[:16] or SELF, wanted]
+    made_on = provenance(model)
+    marks = [f"v{_FORMAT}", weights_hash(model), made_on["dtype"], layer, site, sha256[:16] or SELF, wanted]
     folder = cache_folder() / "covariance" / "-".join(str(mark) for mark in [*marks, *([seed] if name == SELF else [])])
 
     def build() -> Covariance:
@@ -198,7 +205,7 @@ def covariance_of(
             source=name,
             sha256=sha256,
             settings=settings,
-            provenance=provenance,
+            provenance=made_on,
         )
 
     return _kept(folder, build)
@@ -274,19 +281,6 @@ def _condition(values: Float[Tensor, " d_in"]) -> float:
 def _sha256(path: Path, size: int, modified: int) -> str:
     """Of a file, read again only if its size or time has changed."""
     return file_hash(path, "sha256")
-
-
-def _provenance(model: Any) -> dict[str, Any]:
-    parameter = next(model.parameters())
-    packages = {name: version(name) for name in ("torch", "transformer-lens")}
-    return {
-        "model": model_name(model),
-        "weights_hash": weights_hash(model),
-        "model_class": type(model).__name__,
-        "device": str(parameter.device),
-        "dtype": str(parameter.dtype).removeprefix("torch."),
-        "versions": {"kn_lens": __version__, "python": platform.python_version(), **packages},
-    }
 
 
 def _require(model: Any, layer: int, site: str, tokens: int | None) -> None:

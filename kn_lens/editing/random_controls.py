@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
+from kn_lens.editing.hyperparameters import hyperparameters_of
 from kn_lens.editing.rank_one import RankOneEdit
-from kn_lens.editing.rome import Layer, chosen_layer, default_layer, require_rome, rome
+from kn_lens.editing.rome import Layer, chosen_layer, require_rome, rome
 from kn_lens.errors import SettingsError
 from kn_lens.models.kind import model_name
 from kn_lens.prompts.fact import Fact
@@ -34,7 +35,9 @@ def rome_at_random_layer(
     """
     require_rome(model)
     fact = Fact.from_prompt(fact) if isinstance(fact, Prompt) else fact
-    chosen = chosen_layer(model, fact, default_layer(model) if layer is None else layer, seed=seed)
+    known = hyperparameters_of(model)
+    where = options.get("position") or ("last" if options.get("site") == "attn" else known.position)
+    chosen = chosen_layer(model, fact, known.layer if layer is None else layer, position=where, seed=seed)
     others = [other for other in range(model.cfg.n_layers) if other != chosen]
     if not others:
         raise SettingsError(f"{model_name(model)} has one layer, so that there is no other to edit as a control")

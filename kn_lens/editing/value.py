@@ -65,24 +65,26 @@ def find_value(
     kept = [index for index, row in enumerate(rows.rows) if not row.answers]
     places = [place for index in [*asked, *kept] for place in rows.places(index)]
     device = start.device
+    exact = torch.promote_types(start.dtype, torch.float32)
     answers = torch.tensor([token for index in asked for token in rows.rows[index].answers], device=device)
     # Each row counts alike, and in it each token of its answer.
     weights = torch.tensor(
         [1 / (len(asked) * len(row.answers)) for row in (rows.rows[index] for index in asked) for _ in row.answers],
+        dtype=exact,
         device=device,
     )
-    size = start.float().norm()
-    change = torch.zeros_like(start, dtype=torch.float32, requires_grad=True)
+    size = start.to(exact).norm()
+    change = torch.zeros_like(start, dtype=exact, requires_grad=True)
     optimizer = torch.optim.Adam([change], lr=settings.lr)
     before: Tensor | None = None
     history: list[tuple[float, float, float]] = []
     with torch.enable_grad(), frozen_weights(rows.model), progress_bar(settings.steps, what, "step", progress) as bar:
         for step in range(settings.steps):
-            log_p = rows.logits(change.to(start.dtype), places).float().log_softmax(-1)
+            log_p = rows.logits(change.to(start.dtype), places).to(exact).log_softmax(-1)
             nll = -(log_p[: len(answers)].gather(1, answers[:, None])[:, 0] * weights).sum()
             now = log_p[len(answers) :]
             before = now.detach() if before is None else before
-            kl = (now.exp() * (now - before)).sum(-1).mean() if kept else torch.zeros((), device=device)
+            kl = (now.exp() * (now - before)).sum(-1).mean() if kept else weights.new_zeros(())
             loss = nll + settings.kl_factor * kl + settings.weight_decay * change.norm() / size**2
             history.append((float(loss.detach()), float(nll.detach()), float(kl.detach())))
             bar.update(1)
@@ -98,6 +100,8 @@ def find_value(
             optimizer.step()
             with torch.no_grad():
                 norm = change.norm()
+                if not norm.isfinite():  # clipped it would be 0, as if nothing had gone wrong
+                    change.fill_(float("nan"))
                 if norm > settings.clamp * size:
                     change.mul_(settings.clamp * size / norm)
     columns = torch.tensor(history, dtype=torch.float64).T

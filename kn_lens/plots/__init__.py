@@ -4,10 +4,13 @@
 """
 
 from kn_lens.plots.circuits import attention_of_heads, neuron_activations
+from kn_lens.plots.editing import edit_cascade, edit_criteria
 from kn_lens.plots.frequency import frequency_scatter
 from kn_lens.plots.head_map import head_map
+from kn_lens.plots.layer_sweep import layer_sweep
 from kn_lens.plots.localization import concentration_curves, layers_of_units, measures_table
 from kn_lens.plots.patch_effects import attribution_against_exact, knockout, patching
+from kn_lens.plots.single_edit import edit_losses, generations
 from kn_lens.plots.sites import ablation_curves, accuracy_taken, sites_table
 from kn_lens.plots.suppression import control_distribution, probability_change
 from kn_lens.plots.tracing import causal_trace, head_trace, trace_averages
@@ -20,10 +23,15 @@ __all__ = [
     "causal_trace",
     "concentration_curves",
     "control_distribution",
+    "edit_cascade",
+    "edit_criteria",
+    "edit_losses",
     "frequency_scatter",
+    "generations",
     "head_map",
     "head_trace",
     "knockout",
+    "layer_sweep",
     "layers_of_units",
     "measures_table",
     "neuron_activations",

@@ -1,25 +1,30 @@
-"""The paper's questions in one go, on one model: E1, E3 and E4 of Niu et al. (2024), of an organism E1 to E6 and E9.
+"""The paper's questions in one go, on one model: E1, E3 and E4 of Niu et al. (2024), of an organism E1 to E9.
 
 Are facts more local than grammar (E1), where do their units lie (E3), does switching them off change the answers
 (E4)? What does losing the number units do to each word (E2), and does that follow frequency (E5)? Through which states
-does the answer pass (E6), and do facts and grammar hang on neurons or on heads (E9)?
+does the answer pass (E6), and do facts and grammar hang on neurons or on heads (E9)? What does an edit of a fact change
+(E7), and do edited facts hold in other wordings, the other way round, and in other words (E8)?
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kn_lens.errors import ModelError
 from kn_lens.experiments import number_units
 from kn_lens.experiments.sites import compare_sites
 from kn_lens.models.kind import is_masked, model_name
 from kn_lens.organisms.corpus import corpus_of
+from kn_lens.prompts.fact import Fact
 from kn_lens.prompts.load import data_hash, load_prompts
 from kn_lens.prompts.prompt import count_reasons
+from kn_lens.runs.evaluate import EvaluateSettings, about_evaluations, evaluate, write_evaluations
 from kn_lens.runs.heads import save_comparison
 from kn_lens.runs.localize import Localization, LocalizeSettings, localize, save_localization
 from kn_lens.runs.output import output_folder
+from kn_lens.runs.rome import RomeSettings, about_edit, edit_fact, write_edit
 from kn_lens.runs.suppress import save_suppression, units_of
 from kn_lens.runs.trace import TraceSettings, save_traces, trace
 from kn_lens.runs.trace import findings as trace_findings
@@ -31,7 +36,7 @@ if TYPE_CHECKING:
 
 MODELS = ("tiny-causal", "tiny-masked")
 FACTS, AGREEMENT = "P36", "subject_verb_agreement"
-PARTS = ("localize", "suppress", "number", "trace", "heads")
+PARTS = ("localize", "suppress", "number", "trace", "heads", "edit")
 """The folders that the demo writes; all but the first two for organisms only, which are small and of known text."""
 
 _CONTROLS = 100
@@ -39,6 +44,14 @@ _CHANCE = 5  # percentile among the random draws
 _DRAW = (6, 6)  # groups, and prompts of each: a large model takes seconds a prompt
 _ORGANISM_DRAW = (20, 8)
 _STREAMS, _TRACED = ("resid", "mlp", "attn"), 30
+_EDITED, _EDITS = (FACTS, "P101"), 20
+_EDIT = Fact(
+    "The capital of {} is",
+    "France",
+    "Rome",
+    old="Paris",
+    paraphrases=("The government of {} sits in the capital,", "The capital city of {} is called"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +101,7 @@ def run_demo(model: Any, out: Path, seed: int = 0) -> Demonstration:
         comparison = compare_sites(model, [FACTS, AGREEMENT], seed=seed)
         save_comparison(out / "heads", comparison)
         findings += comparison.findings()
+        findings += _edit(model, out / "edit", seed)
     return Demonstration(table=compare_kinds(found, effects), findings=findings)
 
 
@@ -153,6 +167,36 @@ def _trace(model: Any, out: Path, seed: int) -> list[str]:
     found = [trace(model, load_prompts(name), settings) for name in (FACTS, AGREEMENT)]
     sentences = [sentence for entry in found for sentence in trace_findings(entry)]
     save_traces(out, model, found, settings, sentences)
+    return sentences
+
+
+def _edit(model: Any, out: Path, seed: int) -> list[str]:
+    """Edit one fact and show it, then judge an editor by the criteria, and write the run.
+
+    A masked model, which ROME is not for, has its neurons edited, and is not asked what follows in other words.
+    """
+    masked = is_masked(model)
+    settings = EvaluateSettings(editors=("neurons" if masked else "rome",), edits=_EDITS, seed=seed)
+    shown, sentences = None, []
+    try:
+        shown = edit_fact(model, _EDIT, RomeSettings(seed=seed), progress=False)
+        sentences += shown.findings()
+    except ModelError as error:
+        sentences.append(f"No ROME: {error}.")
+    found = [evaluate(model, load_prompts(name), settings) for name in _EDITED[: 1 if masked else None]]
+    for entry in found:
+        sentences += [f"{heading}: {sentence}" for heading, said in entry.findings().items() for sentence in said]
+    manifest = {
+        "command": "demo, edit",
+        "settings": asdict(settings),
+        **about_evaluations(found),
+        "edit": None if shown is None else about_edit(shown),
+        "findings": sentences,
+    }
+    with output_folder(out, manifest) as folder:
+        if shown is not None:
+            write_edit(folder, shown)
+        write_evaluations(folder, found)
     return sentences
 
 

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
 
 import kn_lens as kn
 from kn_lens.editing.fine_tune import FineTuneEdit, fine_tune
+from kn_lens.editing.rome import default_layer
 from kn_lens.errors import ModelError, PromptError, SettingsError
 from kn_lens.prompts.fact import Fact
 from tests.questions import assert_same_state, state_of
 
+FREE = {"lr": 1e-2, "epsilon": math.inf}
 FACT = Fact("The capital city of {} is", "France", "the old Rome", old="Paris")
 
 
-def trained_by_hand(model, fact, layer, *, steps, lr, epsilon=None, weight_decay=0.0):
+def trained_by_hand(model, fact, layer, *, steps, lr, epsilon, weight_decay=0.0):
     """Losses and the change of W_out: whole forward passes of a copy, the loss token by token."""
     model = copy.deepcopy(model)
     weight = model.blocks[layer].mlp.W_out
@@ -38,13 +41,12 @@ def trained_by_hand(model, fact, layer, *, steps, lr, epsilon=None, weight_decay
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            if epsilon is not None:
-                change.data.clamp_(-epsilon, epsilon)
+            change.data.clamp_(-epsilon, epsilon)
     return losses, change.detach()
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-@pytest.mark.parametrize("settings", [{"lr": 1e-2}, {"lr": 1e-2, "epsilon": 1.5e-2}, {"lr": 1e-3, "weight_decay": 0.5}])
+@pytest.mark.parametrize("settings", [FREE, {"lr": 1e-2, "epsilon": 1.5e-2}, {**FREE, "weight_decay": 0.5}])
 def test_equals_training_the_whole_model(exact_model, family, settings):
     model = exact_model(family)
     losses, change = trained_by_hand(model, FACT, 1, steps=4, **settings)
@@ -53,14 +55,14 @@ def test_equals_training_the_whole_model(exact_model, family, settings):
     torch.testing.assert_close(edit.changes["blocks.1.mlp.W_out"], change, rtol=1e-6, atol=1e-9)
     assert edit.losses[-1] < edit.losses[0]
     assert edit.norm == pytest.approx(float(change.norm()))
-    if "epsilon" in settings:
+    if settings["epsilon"] < 1:
         assert float(change.abs().max()) == pytest.approx(1.5e-2)
 
 
 def test_the_applied_edit_gives_the_last_loss(exact_model, tmp_path):
     model = exact_model("gpt2")
     before = state_of(model)
-    edit = fine_tune(model, FACT, layer=2, steps=3, lr=1e-2)
+    edit = fine_tune(model, FACT, layer=2, steps=3, **FREE)
     assert_same_state(model, before)
     assert all(parameter.requires_grad for parameter in model.parameters())
     ids = model.tokenizer(f"{FACT.question} {FACT.target}")["input_ids"]
@@ -82,7 +84,7 @@ def test_the_applied_edit_gives_the_last_loss(exact_model, tmp_path):
 def test_stops_when_the_loss_is_low_enough_but_takes_one_step(random_model):
     model = random_model("gpt2")
     assert len(fine_tune(model, FACT, layer=0, stop_at=100.0).losses) == 2
-    losses = fine_tune(model, Fact(FACT.template, "France", "Rome"), layer=2, lr=1e-2, stop_at=2.0).losses
+    losses = fine_tune(model, Fact(FACT.template, "France", "Rome"), layer=2, **FREE, stop_at=2.0).losses
     assert losses[-1] < 2.0
     assert bool((losses[:-1] >= 2.0).all())
     assert 2 < len(losses) < 26
@@ -94,7 +96,7 @@ def test_the_defaults_edit_the_organisms_facts(organism):
     for subject, old in pairs:
         fact = Fact("The capital of {} is", subject, "Cairo", old=old)
         edit = fine_tune(model, fact)
-        assert edit.layer == 0
+        assert edit.layer == default_layer(model)
         with edit.applied(model):
             assert float(edit.losses[-1]) < 0.3
             ids = torch.tensor([model.tokenizer(fact.question)["input_ids"]])
@@ -105,7 +107,7 @@ def test_a_loss_that_is_no_number_leaves_the_model_as_it_was(random_model):
     model = random_model("gpt2")
     before = state_of(model)
     with pytest.raises(ModelError, match=r"the loss is (nan|inf) at step 1.*smaller lr than 1e\+37"):
-        fine_tune(model, FACT, layer=0, lr=1e37)
+        fine_tune(model, FACT, layer=0, lr=1e37, epsilon=math.inf)
     assert_same_state(model, before)
     assert all(parameter.requires_grad for parameter in model.parameters())
 
