@@ -39,9 +39,20 @@ def test_tracing(capsys: Any) -> None:
     assert "P36: the search finds" in capsys.readouterr().out
 
 
-def test_the_corpus_of_an_organism() -> None:
+def test_editing(capsys: Any) -> None:
     names: dict[str, Any] = {"kn": kn}
     exec(BLOCKS[4], names)
+    said = capsys.readouterr().out
+    assert "The capital of France is Rome" in said
+    assert "Rome is the capital of Italy" in said  # the edit does not hold the other way round
+    success = names["judged"].to_frame().set_index("criterion")["success_after"]
+    assert success["reliability"] == 1
+    assert success["symmetry"] < 0.5
+
+
+def test_the_corpus_of_an_organism() -> None:
+    names: dict[str, Any] = {"kn": kn}
+    exec(BLOCKS[5], names)
     assert names["corpus"].counts["determiner_noun", "these", "shoes"] > 100
     assert len(names["corpus"].truth.one_way) == 66
 

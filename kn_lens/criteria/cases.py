@@ -17,7 +17,7 @@ from kn_lens.models.kind import model_name
 from kn_lens.organisms.corpus import corpus_of, load_corpus
 from kn_lens.prompts.counter_facts import CounterFacts
 from kn_lens.prompts.fact import Fact
-from kn_lens.prompts.load import data_hash
+from kn_lens.prompts.load import data_hash, load_data
 from kn_lens.prompts.minimal_pairs import MinimalPairs
 from kn_lens.prompts.prompt import Dropped, count_reasons
 from kn_lens.prompts.relations import Relation
@@ -31,7 +31,7 @@ EditData = Relation | MinimalPairs | CounterFacts | Sequence[Fact]
 
 def edit_cases(
     model: Any,
-    data: EditData,
+    data: EditData | str,
     *,
     edits: int | None = None,
     seed: int = 0,
@@ -48,7 +48,8 @@ def edit_cases(
 
     Args:
         model: A loaded model, unedited.
-        data: A relation, minimal pairs (for causal models of the one-prefix form), CounterFact entries, or facts.
+        data: A relation, minimal pairs (for causal models of the one-prefix form), CounterFact entries, or the name
+            that :func:`kn_lens.load_data` knows any of these by; or facts.
         edits: How many, drawn with ``seed``; None (default) takes all.
         seed: Of every draw.
         criteria: Some of :data:`CRITERIA`; ``"symmetry"`` brings ``"symmetry_old"``. By default all that apply.
@@ -70,6 +71,7 @@ def edit_cases(
     for name, value in counts.items():
         if value is not None and value < (1 if name == "edits" else 0):
             raise SettingsError(f"{name} is {value}; give {'at least 1' if name == 'edits' else '0 or more'}")
+    data = load_data(data) if isinstance(data, str) else data
     chosen = chosen_criteria(data, criteria)
     options = CaseOptions(
         criteria=chosen, seed=seed, paraphrases=paraphrases, neighbors=neighbors, inverse_templates=inverse_templates

@@ -45,7 +45,7 @@ def evaluate_edits(
         model: A HookedTransformer or HookedEncoder; its weights are bit by bit the same afterwards.
         editor: Makes an :class:`~kn_lens.editing.edit.Edit` from (model, fact): ``kn.rome``, a
             ``functools.partial`` of it, or a function of your own.
-        facts: A relation, minimal pairs, a CounterFact data set, facts, or cases made of them by
+        facts: A relation, minimal pairs, a CounterFact data set, or the name of one; facts; or cases made of them by
             :func:`~kn_lens.criteria.cases.edit_cases`.
         criteria: Which to ask, of :data:`~kn_lens.criteria.questions.CRITERIA`; by default those that the data allows.
             ``"symmetry"`` brings ``"symmetry_old"``.

@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 ESSENCE = "{} is a"
 """What the model goes on to say here shall not change: the KL part of the loss."""
 
+_NAMES = {"subject_last": "the subject's last token", "last": "the last token"}
+
 Layer = int | Literal["auto"] | None
 
 
@@ -108,6 +110,11 @@ def rome(
     solved = key if inverse is None else inverse.solve(key)
     plain = run.keys[0]
     found = find_value(run, run.outputs[0] if mixed_key else start, chosen, what=fact.name, progress=progress)
+    if not found.change.any():
+        raise ModelError(
+            f"nothing added to the {site} output of layer {at} at {_NAMES[where]} of {fact.question!r} reaches the "
+            f"answer; take a lower layer, or position='last'"
+        )
     denominator = float((plain if mixed_key else key).double() @ solved.double())
     if not abs(denominator) > 0:
         raise ModelError(f"the key of {fact.name!r} at layer {at} is 0, so that no rank-one update can give it a value")
@@ -200,10 +207,10 @@ def _settings(
 ) -> Hyperparameters:
     given = {"steps": steps, "lr": lr, "weight_decay": weight_decay, "clamp": clamp, "kl_factor": kl_factor}
     chosen = replace(hyperparameters_of(model), **{name: value for name, value in given.items() if value is not None})
-    if chosen.steps < 1 or not chosen.lr > 0 or not chosen.clamp > 0:
+    if chosen.steps < 2 or not chosen.lr > 0 or not chosen.clamp > 0:
         raise SettingsError(
-            f"steps is {chosen.steps}, lr {chosen.lr:g}, clamp {chosen.clamp:g}; steps must be at least 1, the others "
-            f"above 0"
+            f"steps is {chosen.steps}, lr {chosen.lr:g}, clamp {chosen.clamp:g}; steps must be at least 2 (the "
+            f"last is only evaluated), the others above 0"
         )
     if not (chosen.weight_decay >= 0 and chosen.kl_factor >= 0):
         raise SettingsError(
@@ -231,7 +238,7 @@ def _rows_of(model: Any, fact: Fact, position: Position, prefixes: Sequence[str]
             entry = resolver.resolve(fact.prompt(before=text))
         except UnusablePrompt:
             continue
-        if _from_subject(entry) == _from_subject(plain):
+        if _after_subject(entry) == _after_subject(plain):
             kept.append(entry)
     left_out = len(prefixes) + 1 - len(kept)
     if left_out:
@@ -252,9 +259,9 @@ def _place(entry: ResolvedPrompt, position: Position) -> int:
     return entry.cue_positions[-1] if position == "subject_last" else entry.target_position
 
 
-def _from_subject(entry: ResolvedPrompt) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """What is asked from the subject's last token on."""
-    return entry.ids[entry.cue_positions[-1] :] if entry.cue_positions else (), entry.target_ids
+def _after_subject(entry: ResolvedPrompt) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What is asked behind the subject; its own last token may be another at the start of a text (no space before)."""
+    return entry.ids[entry.cue_positions[-1] + 1 :] if entry.cue_positions else (), entry.target_ids
 
 
 def _essence(resolver: TokenResolver, fact: Fact, position: Position) -> list[Row]:

@@ -65,14 +65,14 @@ def test_layers_without_an_edit_are_told_with_their_reason(model, cases):
     assert (last["layer"], last["edits"], last["failed"]) == (3, 0, 2)
     ((reason, count),) = last["reasons"].items()
     assert count == 2
-    assert reason.startswith("this edit (rome, norm 0) changes no weight of blocks.3.mlp.W_out")
+    assert reason.startswith("nothing added to the mlp output of layer 3 at the subject's last token")
     rows = [row for row in found.rows if row["layer"] == 3]
     assert [row["criterion"] for row in rows] == list(ASKED)
     assert all(math.isnan(row["success_after"]) and row["edits"] == 0 for row in rows)
     said = found.findings()
     assert "the same at each of 2 layers (layers 2–3); at 1 of them no edit could be made." in said[0]
     assert said[1] == f"Layer 3: 2 of 2 edits could not be made ({reason})."
-    with pytest.raises(ModelError, match="changes no weight"):
+    with pytest.raises(ModelError, match="nothing added to the mlp output"):
         sweep(model, cases, editor=at_subject, layers=[3])
 
 

@@ -20,7 +20,7 @@ from tests.questions import assert_same_state, state_of
 
 def test_the_layer_is_the_known_one_or_that_of_tracing(organism):
     model, fact = organism("tiny-causal"), Fact("The capital of {} is", "Spain", "Rome", old="Madrid")
-    short = {"prefixes": (), "steps": 1}
+    short = {"prefixes": (), "steps": 2}
     assert rome(model, fact, **short).layer == default_layer(model) == 1
     for position in ("subject_last", "last"):
         traced = layer_by_tracing(model, [fact], position=position, progress=False).layer
