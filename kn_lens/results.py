@@ -94,15 +94,25 @@ class Result:
             raise OutputError(f"{folder} holds no readable result ({error})") from None
         except Exception as error:  # safetensors has an exception of its own, not a ValueError
             raise OutputError(f"{folder / _TENSORS} is damaged ({error})") from None
+        if not isinstance(fields, dict):
+            raise OutputError(f"{folder} holds no readable result ({_FIELDS} is no object)")
         kind = _kind(fields.pop("kind", ""))
-        fields.pop("kn_lens", None)
+        written = fields.pop("kn_lens", None)
         if kind is None or not issubclass(kind, cls):
             raise OutputError(f"{folder} holds a {kind.__name__ if kind else 'foreign'} result, not {cls.__name__}")
         values: dict[str, Any] = {name: tensor for name, tensor in tensors.items() if _OF not in name}
-        for name, value in fields.items():
-            keys = value.get("__tensors__") if isinstance(value, dict) else None
-            values[name] = _from_json(value) if keys is None else {key: tensors[f"{name}{_OF}{key}"] for key in keys}
-        return kind(**values)  # type: ignore[return-value]
+        try:
+            for name, value in fields.items():
+                keys = value.get("__tensors__") if isinstance(value, dict) else None
+                values[name] = (
+                    _from_json(value) if keys is None else {key: tensors[f"{name}{_OF}{key}"] for key in keys}
+                )
+            return kind(**values)  # type: ignore[return-value]
+        except (KeyError, TypeError) as error:
+            raise OutputError(
+                f"{folder} holds no {kind.__name__} as kn_lens {__version__} writes it, but one of kn_lens {written}, "
+                f"or a part of one ({error}); make it again"
+            ) from None
 
 
 def _is_tensors(value: Any) -> bool:

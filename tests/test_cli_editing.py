@@ -93,6 +93,10 @@ def test_inverse_questions_as_given_or_none() -> None:
     without = command(*other, "--old", "Berlin")
     assert "No inverse question" in without
     assert "Inverse questions" not in without
+    unknown = command(*other, "--old", "Berlin", "--inverse", "Atlantis is ruled from {} by")
+    assert "Questions: left out 2 prompts: word unknown to the model (2)" in unknown
+    assert "No inverse question: the model can be asked none of them, for the reasons above." in unknown
+    assert "no template of a bundled relation" not in unknown
 
 
 def test_the_settings_reach_the_edit(tmp_path) -> None:
@@ -120,7 +124,7 @@ def test_the_settings_reach_the_edit(tmp_path) -> None:
         (("--new", "Rome", "--layer", "4"), ModelError, "tiny-causal has layers 0–3, and no layer 4"),
         (("--new", "Rome", "--layer", "first"), SettingsError, "write the number of a layer, or auto"),
         (("--new", "Rome", "--site", "mpl"), SettingsError, "no site 'mpl'. Did you mean 'mlp'?"),
-        (("--new", "Rome", "--steps", "0"), SettingsError, "steps is 0; it must be at least 1"),
+        (("--new", "Rome", "--steps", "0"), SettingsError, "steps is 0; it must be at least 2"),
         (("--new", "Rome", "--lr", "0"), SettingsError, "lr is 0; it must be above 0"),
         (("--new", "Rome", "--lr", "inf"), ModelError, "the loss is nan at step 1; the model is left as it was"),
         (("--new", "Rome", "--kl-factor", "-1"), SettingsError, "the KL factor is -1"),

@@ -157,6 +157,17 @@ def test_what_cannot_be_read_is_said_in_one_line(results, tmp_path):
     folder = scores.save(tmp_path / "scores")
     with pytest.raises(OutputError, match="holds a AttributionScores result, not KnowledgeNeurons"):
         kn.KnowledgeNeurons.load(folder)
+    fields = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    for changed, problem in (
+        (fields | {"more": 1}, "more"),
+        ({"kind": fields["kind"], "kn_lens": "0.0"}, "kn_lens 0.0"),
+    ):
+        (folder / "result.json").write_text(json.dumps(changed), encoding="utf-8")
+        with pytest.raises(OutputError, match=rf"holds no AttributionScores as kn_lens .* writes it, but.*{problem}"):
+            kn.Result.load(folder)
+    (folder / "result.json").write_text("[]")
+    with pytest.raises(OutputError, match="holds no readable result"):
+        kn.Result.load(folder)
     (folder / "tensors.safetensors").write_bytes(b"\x10\0\0\0")
     with pytest.raises(OutputError, match=r"tensors.safetensors is damaged|no readable result"):
         kn.AttributionScores.load(folder)

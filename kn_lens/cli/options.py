@@ -46,7 +46,8 @@ DirectionOption = Annotated[
 LayerOption = Annotated[
     str | None,
     typer.Option(
-        "--layer", help="A layer, or auto (where causal tracing points). By default that known for the model."
+        "--layer",
+        help="A layer, or auto (where causal tracing points). By default that known for the model, else auto.",
     ),
 ]
 

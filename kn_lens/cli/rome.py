@@ -26,6 +26,12 @@ def rome(
     ] = None,
     layer: LayerOption = None,
     site: Annotated[str, typer.Option(help="mlp (W_out, as published) or attn (W_O).")] = "mlp",
+    position: Annotated[
+        str | None,
+        typer.Option(
+            help="subject_last or last: where it acts; by default the first, for attn and tiny-causal the last."
+        ),
+    ] = None,
     covariance: Annotated[
         str, typer.Option(help="Of the keys: identity, self (from the model's own text), a text, or a saved one.")
     ] = "identity",
@@ -49,6 +55,7 @@ def rome(
     settings = RomeSettings(
         layer=layer_of(layer),
         site=site,
+        position=position,
         covariance=covariance,
         mixed_key=mixed_key,
         steps=steps,
@@ -69,7 +76,9 @@ def rome(
     if shown.own_old and shown.fact.old is not None:
         typer.echo(f"No --old was given; {shown.fact.old} is the model's own answer.")
     show(shown.answers_frame(PROMPT, PARAPHRASE), "Most probable words before and after")
-    if shown.inverse is None:
+    if shown.inverse is None and any(entry.source in (INVERSE_NEW, INVERSE_OLD) for entry in shown.dropped):
+        typer.echo("No inverse question: the model can be asked none of them, for the reasons above.")
+    elif shown.inverse is None:
         typer.echo(
             "No inverse question: the prompt is no template of a bundled relation that has an inverse (--inverse)."
         )

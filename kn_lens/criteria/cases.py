@@ -15,7 +15,7 @@ from kn_lens.criteria.relation_cases import CaseOptions, RelationCases
 from kn_lens.errors import PromptError, SettingsError, near_matches
 from kn_lens.models.kind import model_name
 from kn_lens.organisms.corpus import corpus_of, load_corpus
-from kn_lens.prompts.counter_facts import CounterFacts
+from kn_lens.prompts.counter_facts import CounterFact, CounterFacts
 from kn_lens.prompts.fact import Fact
 from kn_lens.prompts.load import data_hash, load_data
 from kn_lens.prompts.minimal_pairs import MinimalPairs
@@ -44,7 +44,8 @@ def edit_cases(
 
     Of a relation each drawn fact gets another of its objects, whether or not the model knows it. Its wordings are
     shared out: the first for the edit, the held-out ones and some others for generality, and only the rest are the
-    fact's paraphrases, which an editor may look at. Of minimal pairs the foil is the new answer.
+    fact's paraphrases, which an editor may look at. Facts that are given are asked in their own paraphrases, so that
+    an editor which looks at these (neurons, heads) is asked what it saw. Of minimal pairs the foil is the new answer.
 
     Args:
         model: A loaded model, unedited.
@@ -59,7 +60,8 @@ def edit_cases(
         inverse_templates: Wordings of the inverse and of the synonymous question, at most.
 
     Raises:
-        SettingsError: If a criterion is unknown, or one that this data cannot be asked; or a number is negative.
+        SettingsError: If the data is none of these, a criterion is unknown or one that this data cannot be asked, or a
+            number is negative.
         PromptError: If no fact can be asked of the model, with the reasons.
     """
     counts = {
@@ -71,7 +73,7 @@ def edit_cases(
     for name, value in counts.items():
         if value is not None and value < (1 if name == "edits" else 0):
             raise SettingsError(f"{name} is {value}; give {'at least 1' if name == 'edits' else '0 or more'}")
-    data = load_data(data) if isinstance(data, str) else data
+    data = load_data(data) if isinstance(data, str) else _checked(data)
     chosen = chosen_criteria(data, criteria)
     options = CaseOptions(
         criteria=chosen, seed=seed, paraphrases=paraphrases, neighbors=neighbors, inverse_templates=inverse_templates
@@ -82,7 +84,7 @@ def edit_cases(
     elif isinstance(data, MinimalPairs):
         cases, dropped = pair_cases(resolver, data, edits, options)
     else:
-        facts = data.entries if isinstance(data, CounterFacts) else tuple(data)
+        facts = data.entries if isinstance(data, CounterFacts) else data
         cases, dropped = fact_cases(resolver, facts, edits, options)
     if not cases:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in count_reasons(dropped).items())
@@ -99,10 +101,27 @@ def edit_cases(
     )
 
 
+def _checked(data: Any) -> EditData:
+    """A data set as it is; of facts, or of one fact, a tuple.
+
+    Raises:
+        SettingsError: If it is none of these.
+    """
+    if isinstance(data, (Relation, MinimalPairs, CounterFacts)):
+        return data
+    facts = tuple(data) if isinstance(data, Iterable) else (data,)
+    wrong = next((one for one in facts if not isinstance(one, (Fact, CounterFact))), None)
+    if wrong is not None:
+        raise SettingsError(
+            f"edits cannot be drawn from a {type(wrong).__name__}; give a relation, minimal pairs, CounterFact "
+            f"entries, the name of one of these, or facts"
+        )
+    return facts
+
+
 def applicable_criteria(data: EditData) -> tuple[str, ...]:
     """The criteria that a data set can be asked."""
-    lacking = _lacking(data)
-    return tuple(name for name in CRITERIA if name not in lacking)
+    return chosen_criteria(data, None)
 
 
 def _of_relation(

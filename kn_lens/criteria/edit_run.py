@@ -57,6 +57,7 @@ class EditRun:
 
         Raises:
             ModelError: If the editor changed the model itself.
+            PromptError: If no text for the perplexity has two tokens.
             SettingsError: If it returned something else than an edit.
         """
         untouched = weights_hash(self.model)
@@ -65,6 +66,8 @@ class EditRun:
             block = cases[at : at + _CASES_AT_ONCE]
             if all(index in done for index in range(at, at + len(block))):
                 continue
+            if self.texts and self._perplexity is None:
+                self._perplexity = perplexity(self.model, self.texts)  # of the unedited model: once for all edits
             asked, before = self._ask_all(block)
             start = 0
             for index, (case, (questions, dropped)) in enumerate(zip(block, asked, strict=True), start=at):
@@ -110,8 +113,6 @@ class EditRun:
         seconds = time.perf_counter() - began
         if not isinstance(edit, Edit):
             raise _NoEdit(f"the editor {self.name} returned a {type(edit).__name__} for {fact.name!r}; return an Edit")
-        if self.texts and self._perplexity is None:
-            self._perplexity = perplexity(self.model, self.texts)  # of the unedited model: once for all edits
         written_before = self._written(fact)
         with edit.applied(self.model):
             after = ask(self.model, questions)

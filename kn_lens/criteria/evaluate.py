@@ -125,6 +125,8 @@ def _cases(model: Any, facts: Any, criteria: Sequence[str] | None, edits: int | 
     chosen = facts.criteria
     if criteria is not None:
         wanted = {criteria} if isinstance(criteria, str) else set(criteria)
+        if not wanted:
+            raise SettingsError(f"criteria is empty; take some of {', '.join(facts.criteria)}")
         unknown = next((name for name in sorted(wanted) if name not in facts.criteria), None)
         if unknown is not None:
             known = ", ".join(facts.criteria)

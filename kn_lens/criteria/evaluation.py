@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -113,7 +114,8 @@ class EditEvaluation(Result):
 
         Columns: edits and questions scored, ``asked`` (all questions), ``known`` (share of them whose own probe the
         unedited model passes), success and likelier before and after. Intervals are 95 %: Wilson's where every edit
-        scores all or nothing (as with one question each), else bootstrap over edits. ``kl``: mean over edits.
+        scores all or nothing (as with one question each) or all score alike, else bootstrap over edits. ``kl``: mean
+        over edits.
 
         Args:
             by: A label (:attr:`labels`) to split by; a row for each of its values and each criterion.
@@ -195,9 +197,15 @@ class EditEvaluation(Result):
 
 
 def interval(values: Float[np.ndarray, " n"]) -> tuple[float, float]:
-    """95 % of a mean of shares: Wilson's where each is 0 or 1, which a bootstrap cannot see beyond, else bootstrap."""
-    if np.isin(values, (0.0, 1.0)).all():
-        return wilson_interval(int(values.sum()), len(values))
+    """95 % of a mean of shares: bootstrap, but Wilson's where a bootstrap cannot see beyond the values.
+
+    That is where each is 0 or 1, and where several are one and the same share: these are taken as if as many of the
+    edits, rounded outwards, had scored all and the others nothing.
+    """
+    n, total = len(values), float(values.sum())
+    if np.isin(values, (0.0, 1.0)).all() or (n > 1 and np.ptp(values) < 1e-12):
+        least, most = math.floor(total + 1e-9), math.ceil(total - 1e-9)
+        return wilson_interval(least, n)[0], wilson_interval(most, n)[1]
     _, low, high = bootstrap_mean(values[:, None])
     return float(low[0]), float(high[0])
 

@@ -25,6 +25,7 @@ HOLDS = {
 """What it means that a question of each criterion succeeds."""
 
 _NAMES = {"symmetry_old": "symmetry, old answer"}
+_FIRST = {"reliable": "are reliable", "general": "hold in other wordings"}
 _DEEPER = {"symmetric": "the inverse question", "synonymous": "other words for the same"}
 _MOST = 0.5
 
@@ -73,6 +74,8 @@ def _criterion(row: Row) -> str:
             f"{_count(row['edits'], 'edit')}, {row['questions']} of {row['asked']} questions: those that the unedited "
             f"model answers rightly for its own facts"
         )
+    elif not math.isnan(row["known"]):
+        counted += f", {_percent(row['known'])} of them known to the unedited model"
     share = share_text(row["success_after"], row["low"], row["high"])
     said = f"{name}: {HOLDS[row['criterion']]} in {share} of cases"
     if row["criterion"] == "locality":
@@ -136,13 +139,13 @@ def _verdict(evaluation: EditEvaluation, stages: list[Row]) -> str:
         return f"Whether {who} behave as knowledge would is not seen: {why}."
     fails = [row for row in deeper if row["high"] < _MOST]
     holds = [row for row in deeper if row["low"] > _MOST]
-    clauses = " and ".join(
+    clauses = ", and of these ".join(
         f"{row['passed']} of {row['edits']} hold in {_DEEPER[row['stage']]} [{_percent(row['low'])}, "
         f"{_percent(row['high'])}]"
         for row in deeper
     )
-    of = "those that are reliable and hold in other wordings" if len(stages) > len(deeper) else "those asked"
-    said = f"Of {of}, {clauses}"
+    passed = " and ".join(_FIRST[row["stage"]] for row in stages if row["stage"] in _FIRST)
+    said = f"Of those {f'that {passed}' if passed else 'asked'}, {clauses}"
     if fails:
         return f"{said}: {who} do not behave as knowledge would."
     if len(holds) == len(deeper):

@@ -102,7 +102,7 @@ def _trace(sweep: LayerSweep) -> str:
     left_out = f", {len(sweep.trace_dropped)} left out" if sweep.trace_dropped else ""
     said = (
         f"Tracing points to layer {top['layer']}: restoring its MLP output{window} at "
-        f"{PLACES[str(sweep.trace_position)]} brings back {top['mean']:.3g}{around} of the old answer's {metric} "
+        f"{PLACES[str(sweep.trace_position)]} raises the old answer's {metric} by {top['mean']:.3g}{around} "
         f"({_count(top['facts'], 'fact')}{left_out})"
     )
     shares = [

@@ -14,6 +14,7 @@ from torch import Tensor
 from kn_lens.errors import ModelError
 from kn_lens.models.hashing import weights_hash
 from kn_lens.models.kind import is_masked, model_name, tokenizer_of
+from kn_lens.models.tokenizer import adds_bos_itself
 from kn_lens.progress import progress_bar
 
 LENGTHS = ((5, 10), (10, 10))
@@ -57,6 +58,8 @@ def sample_tokens(
 ) -> Int[Tensor, "row position"]:
     """Texts sampled by a model from itself, at temperature 1.
 
+    Where the model's tokenizer puts a BOS before every text, it stands before these too, and is not among the tokens.
+
     Args:
         model: A causal model.
         rows: How many texts.
@@ -75,6 +78,7 @@ def sample_tokens(
     starts = torch.tensor(_start_tokens(model))
     first = starts[torch.arange(rows) % len(starts)][:, None]
     device = next(model.parameters()).device
+    lead = torch.tensor([leading_ids(model)], dtype=torch.long)
     found = []
     with torch.random.fork_rng(), progress_bar(rows, "sample text", "text", progress) as bar:
         torch.manual_seed(seed)
@@ -82,17 +86,23 @@ def sample_tokens(
             part = first[at : at + _ROWS_AT_ONCE].to(device)
             if length > 1:
                 part = model.generate(
-                    part,
+                    torch.cat([lead.expand(len(part), -1).to(device), part], dim=1),
                     max_new_tokens=length - 1,
                     stop_at_eos=False,
                     do_sample=True,
                     top_k=top_k,
                     return_type="tokens",
                     verbose=False,
-                )
+                )[:, lead.shape[1] :]
             found.append(part)
             bar.update(len(part))
     return torch.cat(found)
+
+
+def leading_ids(model: Any) -> list[int]:
+    """The BOS, if the model's tokenizer puts one before every text."""
+    tokenizer = tokenizer_of(model)
+    return [tokenizer.bos_token_id] if adds_bos_itself(tokenizer) else []
 
 
 def _start_tokens(model: Any) -> list[int]:

@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kn_lens.editing.edit import require_editable
+from kn_lens.editing.edit import require_editable, require_weight, unedited
+from kn_lens.editing.rank_one import parameter_of
 from kn_lens.editing.rows import EditSite
 from kn_lens.editing.second_moment import file_windows, key_width, own_windows, second_moment
 from kn_lens.errors import DataError, ModelError, OutputError, SettingsError, near_matches
@@ -29,7 +30,7 @@ log = logging.getLogger(__name__)
 
 SELF = "self"
 
-_FORMAT = 1  # of what is kept in the cache, and of how it is made
+_FORMAT = 2  # of what is kept in the cache, and of how it is made
 _TEXT_TOKENS = 100_000
 _LEAST_SELF_TOKENS = 20_000
 _SELF_TOKENS_PER_INPUT = 20
@@ -93,7 +94,7 @@ class Covariance(Result):
     @cached_property
     def _factor(self) -> tuple[float, Float[Tensor, "d_in d_in"]]:
         """The smallest ridge that makes C well conditioned, and the Cholesky factor of the sum."""
-        matrix = self.matrix.double()
+        matrix = self.matrix.to(torch.float64, copy=True)  # the ridge is added in place
         values = torch.linalg.eigvalsh(matrix)
         mean = float(matrix.diagonal().mean())
         enough = (each for each in _RIDGES if _condition(values + each * mean) <= _WELL_CONDITIONED)
@@ -131,16 +132,19 @@ def covariance_for(
 ) -> Covariance | None:
     """The covariance that an edit is given: None for ``"identity"``, itself if it is one, else :func:`covariance_of`.
 
+    It is that of the model without the edits applied to it: one serves a whole sequence of edits, as published.
+
     Raises:
         ModelError: If it is of another model, layer, site or size.
         DataError: As :func:`covariance_of`.
     """
     if source == "identity":
         return None
-    if isinstance(source, Covariance):
-        check_covariance(source, model, layer, site)
-        return source
-    return covariance_of(model, source, layer=layer, site=site, seed=seed, progress=progress)
+    with unedited(model):
+        if isinstance(source, Covariance):
+            check_covariance(source, model, layer, site)
+            return source
+        return covariance_of(model, source, layer=layer, site=site, seed=seed, progress=progress)
 
 
 def covariance_of(
@@ -289,6 +293,7 @@ def _require(model: Any, layer: int, site: str, tokens: int | None) -> None:
     require_editable(model)
     if site not in get_args(EditSite):
         raise SettingsError(f"no site {site!r}.{near_matches(str(site), get_args(EditSite))} Sites: mlp, attn")
+    require_weight(model, parameter_of(0, site))
     if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < model.cfg.n_layers:
         raise ModelError(f"{model_name(model)} has layers 0–{model.cfg.n_layers - 1}, and no layer {layer}")
     if tokens is not None and tokens < 1:

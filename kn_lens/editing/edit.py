@@ -59,7 +59,8 @@ class Edit(Result):
     @property
     def norm(self) -> float:
         """Frobenius norm of all that is added."""
-        return float(torch.stack([change.double().norm() for change in self.changes.values()]).norm())
+        norms = [change.double().norm() for change in self.changes.values()]
+        return float(torch.stack(norms).norm()) if norms else 0.0
 
     def add_to(self, name: str, weight: Tensor) -> None:
         """Add the change of one parameter to ``weight`` in place."""
@@ -71,8 +72,13 @@ class Edit(Result):
     def shape_problem(self, name: str, weight: Tensor) -> str | None:
         """Why this edit does not fit ``weight``, or None."""
         width, n_rows = weight.shape[-1], weight[..., 0].numel()
-        change, last = self.changes[name], int(self.rows[name].max()) if len(self.rows[name]) else 0
-        if change.shape[-1] == width and last < n_rows:
+        change, rows = self.changes[name], self.rows[name].tolist()
+        if len(change) != len(rows) or len(set(rows)) != len(rows):
+            return (
+                f"it names {len(set(rows))} different rows in {len(rows)} places and has {len(change)} changes for them"
+            )
+        last = max(rows, default=0)
+        if change.shape[-1] == width and last < n_rows and min(rows, default=0) >= 0:
             return None
         return f"it changes row {last} of width {change.shape[-1]}, and there are {n_rows} rows of width {width}"
 
@@ -107,7 +113,8 @@ class Edit(Result):
         for entry in reversed(stack[index:]):
             entry.restore(weights)
         del stack[index:]
-        stack += [_apply(entry.edit, entry.edit._weights(model)) for entry in later]
+        for entry in later:  # one by one: should one fail, those before it can still be taken back
+            stack.append(_apply(entry.edit, entry.edit._weights(model)))
 
     @contextmanager
     def applied(self, model: Any) -> Iterator[Any]:
@@ -146,6 +153,8 @@ class Edit(Result):
             ModelError: If the model does not have them in the edit's shapes.
         """
         require_editable(model)
+        if not self.parameters:
+            raise ModelError(f"this edit ({self.describe()}) is empty: it names no weight to change")
         known = dict(model.named_parameters())
         made_on, here = self.provenance.get("model"), model_name(model)
         for name in self.parameters:
@@ -168,6 +177,23 @@ def edits_applied(model: Any, edits: Sequence[Edit]) -> Iterator[Any]:
         yield model
 
 
+@contextmanager
+def unedited(model: Any) -> Iterator[Any]:
+    """The model without the edits that are applied to it, which come back bit by bit afterwards."""
+    known, now = dict(model.named_parameters()), {}
+    with torch.no_grad():
+        try:
+            for entry in _applied_to(model):
+                for name, weight in entry.before.items():
+                    if name not in now:  # the lowest entry holds what no edit has touched
+                        now[name] = known[name].detach().clone()
+                        known[name].copy_(weight)
+            yield model
+        finally:
+            for name, weight in now.items():
+                known[name].copy_(weight)
+
+
 def require_editable(model: Any) -> None:
     """Refuse a model whose weights are not held as TransformerLens' own.
 
@@ -178,6 +204,19 @@ def require_editable(model: Any) -> None:
         raise ModelError(
             f"{model_name(model)} is held as {type(model).__name__}, whose weights are those of another library; edits "
             f"take a HookedTransformer or HookedEncoder on one device, which kn.load_model makes where it can"
+        )
+
+
+def require_weight(model: Any, name: str) -> None:
+    """Refuse a model that lacks a weight which others of its kind have.
+
+    Raises:
+        ModelError: For a W_out of a mixture of experts, or of a model of attention only.
+    """
+    if name not in dict(model.named_parameters()):
+        raise ModelError(
+            f"{model_name(model)} has no weight {name}; this edit takes models with one MLP and one attention in each "
+            f"layer, no mixture of experts"
         )
 
 
@@ -235,6 +274,6 @@ def _warn_of_foreign_changes(stack: Sequence[_Applied], weights: Mapping[str, Te
 
 
 def _bits(weight: Tensor) -> int:
-    """The sum of the bit patterns, which no further change leaves alone by chance."""
+    """The sum of the bit patterns; a change that leaves it alone would have to be made for that."""
     width = {2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.element_size()]
     return int(weight.detach().view(width).sum())

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.func import functional_call
 
-from kn_lens.editing.edit import Edit, require_editable
+from kn_lens.editing.edit import Edit, require_editable, require_weight
 from kn_lens.editing.hyperparameters import hyperparameters_of
 from kn_lens.editing.rome import Layer, chosen_layer
 from kn_lens.errors import ModelError, PromptError, SettingsError
@@ -93,6 +93,7 @@ def fine_tune(
     if is_masked(model):
         raise ModelError(f"{model_name(model)} is a masked model; fine-tuning takes causal ones")
     require_editable(model)
+    require_weight(model, f"blocks.0.{_WEIGHT}")
     known = hyperparameters_of(model)
     lr = known.tuning_lr if lr is None else lr
     epsilon = known.tuning_epsilon if epsilon is None else epsilon

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from kn_lens.editing.contexts import sample_tokens
+from kn_lens.editing.contexts import leading_ids, sample_tokens
 from kn_lens.editing.units_for_fact import UnitSearch, UnitsEdit, check_method, search_settings, units_for_fact
 from kn_lens.models.hashing import weights_hash
 from kn_lens.models.kind import is_masked
@@ -107,14 +107,23 @@ def _means(model: Any, batch: PromptBatch, seed: int) -> tuple[dict[int, Heads],
         if masked:
             kept[key] = mean_head_values(model, batch.tokens, batch.mask)
         else:
-            tokens = sample_tokens(model, *TEXTS, seed=seed)
-            kept[key] = mean_head_values(model, tokens, torch.ones_like(tokens, dtype=torch.bool))
+            kept[key] = mean_head_values(model, *_own_texts(model, seed))
     over = (
         f"{int(batch.mask.sum())} positions of the fact's prompts"
         if masked
         else f"{TEXTS[0]} × {TEXTS[1]} tokens sampled from the model"
     )
     return kept[key], over
+
+
+def _own_texts(model: Any, seed: int) -> tuple[Int[Tensor, "row position"], Bool[Tensor, "row position"]]:
+    """Texts that the model samples, behind the BOS if it reads one, and which tokens count: all but the BOS."""
+    tokens = sample_tokens(model, *TEXTS, seed=seed)
+    lead = tokens.new_tensor(leading_ids(model)).expand(len(tokens), -1)
+    texts = torch.cat([lead, tokens], dim=1)
+    counts = torch.ones_like(texts, dtype=torch.bool)
+    counts[:, : lead.shape[1]] = False
+    return texts, counts
 
 
 @torch.no_grad()

@@ -8,14 +8,16 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import torch
+
 from kn_lens.editing.contexts import sampled_prefixes
 from kn_lens.editing.covariance import Covariance, covariance_for
-from kn_lens.editing.edit import require_editable
+from kn_lens.editing.edit import require_editable, require_weight
 from kn_lens.editing.hyperparameters import Hyperparameters, Position, hyperparameters_of
 from kn_lens.editing.layer_choice import layer_by_tracing
-from kn_lens.editing.rank_one import RankOneEdit
+from kn_lens.editing.rank_one import RankOneEdit, parameter_of
 from kn_lens.editing.rows import EditedRows, EditSite, Row
-from kn_lens.editing.value import find_value
+from kn_lens.editing.value import ENOUGH, find_value
 from kn_lens.errors import ModelError, PromptError, SettingsError, near_matches
 from kn_lens.models.kind import is_masked, model_name
 from kn_lens.prompts.batch import PromptBatch
@@ -73,7 +75,8 @@ def rome(
             are the answer's. By default the first for an MLP (but see the settings of tiny-causal), the second for
             attention, which brings in what it read.
         covariance: C: ``"identity"`` (default, as the paper's runs), ``"self"`` (from text that the model samples), a
-            text file, a saved covariance, or a :class:`~kn_lens.editing.covariance.Covariance`.
+            text file, a saved covariance, or a :class:`~kn_lens.editing.covariance.Covariance`; always of the model
+            without the edits that are applied to it.
         mixed_key: The published code's variant: prefixes' mean key in the update, the plain prompt's key in
             denominator and residual. For comparison.
         prefixes: Texts before the prompt; by default those sampled from the model that its settings ask for (20, of
@@ -88,8 +91,9 @@ def rome(
         progress: Show a progress bar over the steps.
 
     Raises:
-        ModelError: For a masked model, a layer that there is not, norms behind the sum, a covariance of another model
-            or layer, or a loss that is NaN.
+        ModelError: For a masked model, a layer that there is not, norms behind the sum, no W_out, a covariance of
+            another model or layer, a loss that is NaN, an answer that the model gives already, or a place that the
+            answer does not read.
         PromptError: If the prompt cannot be posed.
         SettingsError: For a setting outside its range.
     """
@@ -100,6 +104,7 @@ def rome(
     for value, known, what in ((site, get_args(EditSite), "site"), (where, get_args(Position), "position")):
         if value not in known:
             raise SettingsError(f"no {what} {value!r}.{near_matches(str(value), known)} Known: {', '.join(known)}")
+    require_weight(model, parameter_of(0, site))
     at = chosen_layer(model, fact, chosen.layer if layer is None else layer, position=where, seed=seed)
     before = sampled_prefixes(model, seed, chosen.prefixes) if prefixes is None else prefixes
     batch, rows, dropped = _rows_of(model, fact, where, before)
@@ -107,9 +112,16 @@ def rome(
     n_asked = sum(bool(row.answers) for row in rows)
     key, start = run.keys[:n_asked].mean(0), run.outputs[:n_asked].mean(0)
     inverse = covariance_for(model, covariance, layer=at, site=site, seed=seed)
-    solved = key if inverse is None else inverse.solve(key)
+    # C⁻¹k may be too large for half precision, u is not.
+    wide = key.to(torch.promote_types(key.dtype, torch.float32))
+    solved = key if inverse is None else inverse.solve(wide)
     plain = run.keys[0]
     found = find_value(run, run.outputs[0] if mixed_key else start, chosen, what=fact.name, progress=progress)
+    if len(found.losses) == 1:
+        raise ModelError(
+            f"{model_name(model)} answers {fact.question!r} with {fact.target!r} already (loss {found.losses[0]:.2g}, "
+            f"and the search ends below {ENOUGH:g}), so that there is nothing to edit; give another new answer"
+        )
     if not found.change.any():
         raise ModelError(
             f"nothing added to the {site} output of layer {at} at {_NAMES[where]} of {fact.question!r} reaches the "
@@ -126,7 +138,7 @@ def rome(
         layer=at,
         site=site,
         key=(plain if mixed_key else key).cpu(),
-        left=(solved / denominator).cpu(),
+        left=(solved / denominator).to(key.dtype).cpu(),
         right=found.change.to(start.dtype).cpu(),
         start=(run.outputs[0] if mixed_key else start).cpu(),
         losses=found.losses,
@@ -192,11 +204,6 @@ def chosen_layer(model: Any, fact: Fact, layer: Layer, *, position: Position = "
     return layer
 
 
-def default_layer(model: Any) -> int | None:
-    """The published or measured layer of a model; None for one that is not known by name."""
-    return hyperparameters_of(model).layer
-
-
 def _settings(
     model: Any,
     steps: int | None,
@@ -230,8 +237,6 @@ def _rows_of(model: Any, fact: Fact, position: Position, prefixes: Sequence[str]
         plain = resolver.resolve(fact.prompt())
     except UnusablePrompt as error:
         raise PromptError(str(error)) from error
-    if not plain.cue_positions:
-        raise PromptError(f"no token of {fact.question!r} belongs to its subject {fact.subject!r} alone")
     kept = [plain]
     for text in prefixes:
         try:
@@ -261,7 +266,7 @@ def _place(entry: ResolvedPrompt, position: Position) -> int:
 
 def _after_subject(entry: ResolvedPrompt) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """What is asked behind the subject; its own last token may be another at the start of a text (no space before)."""
-    return entry.ids[entry.cue_positions[-1] + 1 :] if entry.cue_positions else (), entry.target_ids
+    return entry.ids[entry.cue_positions[-1] + 1 :], entry.target_ids
 
 
 def _essence(resolver: TokenResolver, fact: Fact, position: Position) -> list[Row]:

@@ -7,7 +7,7 @@ from its layer on, and only the few tokens from its position on, which attend to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -95,25 +95,16 @@ class EditedRows:
         self, change: Float[Tensor, " d_model"], places: Sequence[tuple[int, int]]
     ) -> Float[Tensor, "place d_vocab"]:
         """Logits at some places with ``change`` added; gradients flow to it."""
-        return self._run([(self.output, self._add(change))], places)
 
-    def logits_under(self, hooks: Sequence[tuple[str, Callable]], places: Sequence[tuple[int, int]]) -> Tensor:
-        """Logits at some places under other hooks of this layer and those behind it."""
-        return self._run(hooks, places)
-
-    def _add(self, change: Tensor) -> Callable[..., Tensor]:
-        def hook(activation: Tensor, hook: Any) -> Tensor:
+        def add(activation: Tensor, hook: Any) -> Tensor:
             return activation.index_put((self._every, self._offsets), change.expand(len(self._every), -1), True)
 
-        return hook
-
-    def _run(self, hooks: Sequence[tuple[str, Callable]], places: Sequence[tuple[int, int]]) -> Tensor:
         model, resid = self.model, self._resid
         with ExitStack() as stack:
             past: Sequence[Any] = [None] * model.cfg.n_layers
             if self._n_prefix:
                 past = stack.enter_context(shared_prefix(model, self._prefix, self._n_prefix, self._absent))
-            stack.enter_context(model.hooks(fwd_hooks=list(hooks)))
+            stack.enter_context(model.hooks(fwd_hooks=[(self.output, add)]))
             for layer in range(self.layer, model.cfg.n_layers):
                 resid = run_block(model, layer, resid, past=past[layer])
         rows, positions = (torch.tensor(index, device=resid.device) for index in zip(*places, strict=True))

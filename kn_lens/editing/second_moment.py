@@ -11,13 +11,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kn_lens.editing.contexts import sample_tokens
+from kn_lens.editing.contexts import leading_ids, sample_tokens
 from kn_lens.editing.rows import INPUTS, EditSite
 from kn_lens.errors import ModelError
 from kn_lens.models.kind import model_name, tokenizer_of
 from kn_lens.models.stepping import embed, run_block
 from kn_lens.progress import progress_bar
-from kn_lens.prompts.tokens import TokenResolver
 from kn_lens.text_blocks import TextBlocks
 
 WINDOW = 128
@@ -34,7 +33,7 @@ def second_moment(
     """The sum of k kᵀ in float64, and how many k there were."""
     name = f"blocks.{layer}.{INPUTS[site]}"
     device = next(model.parameters()).device
-    first = _first_ids(model)
+    first = leading_ids(model)
     width = key_width(model, site)
     total, seen = torch.zeros(width, width, dtype=torch.float64, device=device), 0
     store: list[Tensor] = []
@@ -106,14 +105,8 @@ def _until_end(ids: list[int], end: int | None) -> list[int]:
     return ids[:stop]
 
 
-def _first_ids(model: Any) -> list[int]:
-    """The BOS, if the model's tokenizer puts one before every text."""
-    bos = tokenizer_of(model).bos_token_id
-    return [bos] if bos is not None and TokenResolver(model).encode("a")[:1] == [bos] else []
-
-
 def _window(model: Any) -> int:
-    return min(WINDOW, int(model.cfg.n_ctx)) - len(_first_ids(model))
+    return min(WINDOW, int(model.cfg.n_ctx)) - len(leading_ids(model))
 
 
 def key_width(model: Any, site: EditSite) -> int:

@@ -14,7 +14,7 @@ from kn_lens.errors import ModelError
 from kn_lens.forward import frozen_weights
 from kn_lens.progress import progress_bar
 
-_ENOUGH = 0.05
+ENOUGH = 0.05
 """The loss below which the search stops, as in the published code."""
 
 
@@ -43,7 +43,7 @@ def find_value(
     what: str,
     progress: bool = False,
 ) -> FoundValue:
-    """Minimise over δ, added to the output at the edited position of every row (Meng et al. 2022):
+    """Minimize over δ, added to the output at the edited position of every row (Meng et al. 2022):
 
         mean NLL of the answers + kl_factor · KL(p_edited ‖ p) on rows without answers
         + weight_decay · ‖δ‖ / ‖v₀‖²
@@ -93,7 +93,7 @@ def find_value(
                     f"{what}: the loss is {history[-1][0]} at step {step}; the model is left as it was. Try a smaller "
                     f"lr than {settings.lr:g}, or float32"
                 )
-            if step == settings.steps - 1 or history[-1][0] < _ENOUGH:
+            if step == settings.steps - 1 or history[-1][0] < ENOUGH:
                 break
             optimizer.zero_grad()
             loss.backward()

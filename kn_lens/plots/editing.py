@@ -26,6 +26,8 @@ _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "hexa
 def edit_criteria(evaluations: Evaluations, subtitle: str = "") -> go.Figure:
     """Success after the edits by criterion and editor, with 95 % intervals; hollow: before them.
 
+    Locality has no hollow mark: it asks whether an answer is the same as before.
+
     Args:
         evaluations: One, or several by name.
         subtitle: Model and data.
@@ -57,7 +59,7 @@ def edit_criteria(evaluations: Evaluations, subtitle: str = "") -> go.Figure:
             hoverinfo="text",
         )
         figure.add_scatter(
-            x=[row["success_before"] for row in judged],
+            x=[_before(row) for row in judged],
             y=y,
             mode="markers",
             name=f"{name}, before",
@@ -86,6 +88,10 @@ def edit_criteria(evaluations: Evaluations, subtitle: str = "") -> go.Figure:
     figure.update_xaxes(title=_axis("success, mean over edits"), tickformat=".0%", range=[-0.04, 1.04], showgrid=True)
     legend_below_title(figure, [subtitle, "hollow: before the edits; lines: 95 % intervals"], list(tables))
     return figure
+
+
+def _before(row: Mapping[str, Any]) -> float | None:
+    return None if row["criterion"] == "locality" else row["success_before"]
 
 
 def edit_cascade(evaluations: Evaluations, subtitle: str = "") -> go.Figure:

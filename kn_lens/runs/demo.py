@@ -63,10 +63,10 @@ class Demonstration:
 
 
 def run_demo(model: Any, out: Path, seed: int = 0) -> Demonstration:
-    """Localize and suppress facts and agreement, then the number units, and write the runs.
+    """Localize and suppress facts and agreement, of an organism all that the module tells of, and write the runs.
 
     Args:
-        model: A loaded model. An organism is also shown E2 and E5, with counts from its own training text.
+        model: A loaded model. E5 takes the counts of an organism's own training text.
         out: Folder; the :data:`PARTS` are made in it.
         seed: Of every draw.
     """

@@ -88,7 +88,8 @@ def short_summary(table: pd.DataFrame, by: str | None = None) -> pd.DataFrame:
         for measure, ends in (("success", ("low", "high")), ("likelier", ("likelier_low", "likelier_high"))):
             before, after = row[f"{measure}_before"], row[f"{measure}_after"]
             known = judged and after == after
-            shown[f"{measure} before"] = share_text(before, *_NO_INTERVAL) if known else None
+            compares = measure == "success" and row["criterion"] == "locality"  # with the answers before: all alike
+            shown[f"{measure} before"] = share_text(before, *_NO_INTERVAL) if known and not compares else None
             shown["after" if measure == "success" else "likelier after"] = (
                 share_text(after, *(row[end] for end in ends)) if known else None
             )

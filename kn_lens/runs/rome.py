@@ -14,6 +14,7 @@ from kn_lens.criteria.questions import Question, as_template, fill
 from kn_lens.criteria.related import inverse_of, templates_of, with_inverse
 from kn_lens.criteria.relation_cases import problem_of
 from kn_lens.criteria.scores import ask
+from kn_lens.editing.hyperparameters import Position
 from kn_lens.editing.rome import Layer, require_rome, rome
 from kn_lens.editing.rows import EditSite
 from kn_lens.errors import DataError, PromptError, SettingsError, near_matches
@@ -47,6 +48,7 @@ class RomeSettings:
 
     layer: Layer = None
     site: str = "mlp"
+    position: str | None = None
     covariance: str = "identity"
     mixed_key: bool = False
     steps: int | None = None
@@ -63,10 +65,13 @@ class RomeSettings:
             SettingsError: Naming the first such setting.
             DataError: If the covariance is neither a word nor a file.
         """
-        sites = get_args(EditSite)
-        if self.site not in sites:
-            raise SettingsError(f"no site {self.site!r}.{near_matches(self.site, sites)} Known: {', '.join(sites)}")
-        for name, value, least in (("steps", self.steps, 1), ("layer", self.layer, 0)):
+        for what, value, known in (
+            ("site", self.site, get_args(EditSite)),
+            ("position", self.position, get_args(Position)),
+        ):
+            if value is not None and value not in known:
+                raise SettingsError(f"no {what} {value!r}.{near_matches(value, known)} Known: {', '.join(known)}")
+        for name, value, least in (("steps", self.steps, 2), ("layer", self.layer, 0)):
             if isinstance(value, int) and value < least:
                 raise SettingsError(f"{name} is {value}; it must be at least {least}")
         for name, value in (("lr", self.lr), ("clamp", self.clamp)):

@@ -243,7 +243,13 @@ def test_facts_are_asked_through_their_paraphrases(organism):
         "In France, the capital is",
     ]
     assert [(q.rival, q.own) for q in cases.cases[1].questions] == [(None, None)]
-    assert cases.data_hash != edit_cases(organism("tiny-causal"), [fact]).data_hash
+    alone = edit_cases(organism("tiny-causal"), [fact])
+    assert cases.data_hash != alone.data_hash
+    assert edit_cases(organism("tiny-causal"), fact) == alone
+    assert edit_cases(organism("tiny-causal"), iter([fact])) == alone
+    for wrong in (["P36"], fact.prompt(), 3):
+        with pytest.raises(SettingsError, match=r"drawn from a (str|Prompt|int); give a relation, minimal pairs"):
+            edit_cases(organism("tiny-causal"), wrong)
 
 
 @pytest.mark.parametrize(

@@ -256,6 +256,8 @@ def test_criteria_and_edits_choose_from_cases(model):
     assert set(run(model, criteria="symmetry", edits=1).to_frame()["criterion"]) == {"symmetry", "symmetry_old"}
     with pytest.raises(SettingsError, match="Did you mean 'locality'"):
         run(model, criteria=["localty"])
+    with pytest.raises(SettingsError, match="criteria is empty; take some of reliability, locality, symmetry, "):
+        run(model, criteria=[])
     with pytest.raises(SettingsError, match="edits is 0"):
         run(model, edits=0)
 
@@ -328,6 +330,13 @@ def test_fluency_before_and_after(model):
         with bump(model, edit["fact"]).applied(model):
             assert edit["perplexity_after"] == pytest.approx(perplexity(model, texts))
     assert "lower after the edits" in next(said for said in found.findings() if "n-gram entropy" in said)
+
+
+def test_a_text_too_short_for_a_perplexity_is_refused_before_any_edit(model):
+    made = []
+    with pytest.raises(PromptError, match="perplexity needs a text of at least two tokens"):
+        run(model, lambda model, fact: made.append(fact), perplexity_on=["The"])
+    assert not made
 
 
 def test_masked_models(organism):

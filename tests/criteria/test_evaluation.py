@@ -134,6 +134,9 @@ def test_intervals():
     assert interval(np.array([1.0, 0.0, 1.0])) == wilson_interval(2, 3)
     assert all(map(math.isnan, interval(np.array([]))))
     assert all(map(math.isnan, interval(np.array([0.5]))))
+    assert interval(np.full(8, 0.75)) == wilson_interval(6, 8)  # a bootstrap would say [0.75, 0.75]
+    assert interval(np.full(5, 0.5)) == (wilson_interval(2, 5)[0], wilson_interval(3, 5)[1])
+    assert interval(np.full(3, 2 / 3)) == wilson_interval(2, 3)
 
 
 def test_summary_by_label():
@@ -223,6 +226,24 @@ def test_the_verdict_follows_the_numbers(symmetric, verdict):
     assert f"{symmetric} of 40 hold in the inverse question [{100 * low:.0f} %, {100 * high:.0f} %]" in said
 
 
+@pytest.mark.parametrize(
+    ("asked", "begin"),
+    [
+        ((), "Of those asked, 0 of 9 hold in the inverse question ["),
+        (("reliability",), "Of those that are reliable, 0 of 9 hold in the inverse question ["),
+        (("generality",), "Of those that hold in other wordings, 0 of 9 hold in the inverse question ["),
+        (
+            ("reliability", "generality"),
+            "Of those that are reliable and hold in other wordings, 0 of 9 hold in the inverse question [",
+        ),
+    ],
+)
+def test_the_verdict_claims_no_stage_that_was_not_asked(asked, begin):
+    rows = [row(edit, name, 1) for edit in range(9) for name in asked]
+    rows += [row(edit, "symmetry", 0) for edit in range(9)]
+    assert evaluation(rows, 9).findings()[-1].startswith(begin)
+
+
 def test_no_verdict_where_nothing_could_be_asked():
     rows = [row(edit, name, 1) for edit in range(9) for name in ("reliability", "generality")]
     assert (
@@ -247,8 +268,10 @@ def test_sentences_hold_counts_and_intervals():
         "(edit failed: target is several tokens: 1)."
     )
     assert said[1].startswith("Reliability: the edited prompt gives the new answer in 67 % [21 %, 94 %] of cases, ")
-    assert "(3 edits, 3 questions); it is likelier than its rival in 100 % [44 %, 100 %], before in 0 %." in said[1]
+    assert "(3 edits, 3 questions, 100 % of them known to the unedited model); it is likelier than its rival" in said[1]
+    assert said[1].endswith("in 100 % [44 %, 100 %], before in 0 %.")
     assert "75 %" in said[3]
+    assert "(2 edits, 3 questions, 67 % of them known to the unedited model); the" in said[3]
     assert said[3].endswith("the answers' distributions move by 0.2 nats (KL).")
     assert "(1 edit, 1 of 2 questions: those that the unedited model answers rightly for its own facts)" in said[4]
     assert said[5] == "Symmetry, old answer: no question could be asked."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -115,6 +116,15 @@ def test_perplexity_is_a_loop_over_tokens(exact_model, family):
         for at in range(1, len(ids)):
             losses.append(-float(model(torch.tensor([ids[:at]]))[0, -1].log_softmax(-1)[ids[at]]))
     assert perplexity(model, texts) == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-9)
+
+
+@torch.no_grad()
+def test_perplexity_in_half_precision_is_summed_in_single(exact_model):
+    model = copy.deepcopy(exact_model("llama")).to(torch.bfloat16)
+    ids = TokenResolver(model).encode("The dog sleeps and the cat eats .")
+    log_p = model(torch.tensor([ids]))[0, :-1].double().log_softmax(-1)
+    expected = -float(log_p.gather(1, torch.tensor(ids)[1:, None]).mean())
+    assert math.log(perplexity(model, "The dog sleeps and the cat eats .")) == pytest.approx(expected, rel=1e-5)
 
 
 @torch.no_grad()

@@ -204,7 +204,7 @@ def test_findings_name_the_best_layers_and_where_tracing_points_to():
         "Generality is highest at layers 0–1, 50 % [40 %, 60 %] (4 edits at each), and lowest at layer 2, 0 %." in said
     )
     (traced,) = [sentence for sentence in said if sentence.startswith("Tracing points to layer 3")]
-    assert "its MLP output, 3 layers together at the subject's last token brings back 9 [" in traced
+    assert "its MLP output, 3 layers together at the subject's last token raises the old answer's " in traced
     assert traced.endswith("(4 facts); no edit was made there.")
     assert "no relation is seen" in said[-2]
     assert said[-2].endswith("layer 3, where tracing points to, is not the one with the highest reliability.")

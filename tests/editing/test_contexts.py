@@ -29,6 +29,13 @@ def edit_of(model):
     )
 
 
+def read(model, tokens):
+    """The tokens as the model reads them: of llama behind a BOS."""
+    bos = model.tokenizer("The")["input_ids"][:-1]
+    assert len(bos) == (model.cfg.original_architecture == "LlamaForCausalLM")
+    return torch.cat([torch.tensor([bos], dtype=torch.long).expand(len(tokens), -1), tokens], dim=1)
+
+
 def test_there_are_ten_of_five_tokens_and_ten_of_ten(organism):
     """As the published code samples them; the word that each begins with comes on top."""
     assert LENGTHS == ((5, 10), (10, 10))
@@ -68,7 +75,7 @@ def test_each_token_is_among_the_likeliest_five(exact_model, family):
     starts = [ids[0] for ids in words if len(ids) == 1]
     assert tokens[:, 0].tolist() == (starts * 7)[:7]
     with torch.no_grad():
-        likeliest = model(tokens).topk(5, dim=-1).indices
+        likeliest = model(read(model, tokens))[:, -6:].topk(5, dim=-1).indices
     chosen = (likeliest[:, :-1] == tokens[:, 1:, None]).any(-1)
     assert bool(chosen.all())
     ranks = (likeliest[:, :-1] == tokens[:, 1:, None]).long().argmax(-1)
@@ -80,7 +87,7 @@ def test_of_one_token_the_likeliest_is_taken(exact_model):
     tokens = sample_tokens(model, 2, 5, top_k=1)
     with torch.no_grad():
         for at in range(1, 5):
-            assert torch.equal(model(tokens[:, :at])[:, -1].argmax(-1), tokens[:, at])
+            assert torch.equal(model(read(model, tokens[:, :at]))[:, -1].argmax(-1), tokens[:, at])
 
 
 def test_tokens_come_as_often_as_the_model_says(random_model):

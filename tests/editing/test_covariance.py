@@ -133,6 +133,13 @@ def test_takes_the_smallest_ridge_that_is_enough(least, ridge, caplog):
     assert ("ridge 1e-06" in found.describe()) == (ridge > 0)
 
 
+def test_a_ridge_leaves_the_matrix_as_it_was():
+    matrix = torch.diag(torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64))
+    found = covariance(matrix.clone())
+    assert found.ridge > 0
+    assert torch.equal(found.matrix, matrix)
+
+
 def test_a_covariance_of_nothing_cannot_be_inverted():
     with pytest.raises(ModelError, match=r"cannot be inverted even with 0\.01"):
         covariance(torch.zeros(4, 4)).solve(torch.ones(4))

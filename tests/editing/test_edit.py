@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -206,6 +207,10 @@ def test_edits_of_other_models_and_shapes_are_refused(random_model):
     for edit, message in (
         (rows_edit(gpt2, [100]), r"does not fit model-0: it changes row 100 of width 32, and there are 96 rows"),
         (rank_one(gpt2), r"does not fit model-0: it is an update of 128 × 32, and the weight has 96 × 32"),
+        (rows_edit(gpt2, [-1]), r"there are 96 rows"),
+        (rows_edit(gpt2, [4, 4]), r"it names 1 different rows in 2 places and has 2 changes for them"),
+        (replace(rows_edit(gpt2, [4]), rows={W_OUT: torch.tensor([4, 5])}), r"has 1 changes for them"),
+        (replace(rows_edit(gpt2, [4]), rows={}, changes={}), r"is empty: it names no weight to change"),
         (rank_one(gpt2, layer=8), r"changes blocks\.8\.mlp\.W_out of model-0.*it has no such weight"),
     ):
         with pytest.raises(ModelError, match=message):
@@ -216,6 +221,24 @@ def test_edits_of_other_models_and_shapes_are_refused(random_model):
         rows_edit(other, [4]).apply(gpt2)
     assert_same_state(llama, before[0])
     assert_same_state(gpt2, before[1])
+
+
+def test_an_edit_that_cannot_be_put_back_leaves_those_that_can(random_model):
+    """The last two were applied on top of the first; without it the last adds nothing that float32 holds."""
+    model = random_model("gpt2")
+    before = state_of(model)
+    first, second, last = (rows_edit(model, [4], seed=seed) for seed in range(3))
+    with torch.no_grad():
+        first.changes[W_OUT].copy_(
+            -weight_of(model, W_OUT)[4] - second.changes[W_OUT][0]
+        )  # the row becomes 0 after both
+        last.changes[W_OUT].fill_(1e-20)
+    for edit in (first, second, last):
+        edit.apply(model)
+    with pytest.raises(ModelError, match=r"too small for torch\.float32"):
+        first.revert(model)
+    second.revert(model)
+    assert_same_state(model, before)
 
 
 # -- other hands on the weights --------------------------------------------------------------------

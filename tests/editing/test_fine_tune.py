@@ -10,7 +10,7 @@ import torch
 
 import kn_lens as kn
 from kn_lens.editing.fine_tune import FineTuneEdit, fine_tune
-from kn_lens.editing.rome import default_layer
+from kn_lens.editing.hyperparameters import hyperparameters_of
 from kn_lens.errors import ModelError, PromptError, SettingsError
 from kn_lens.prompts.fact import Fact
 from tests.questions import assert_same_state, state_of
@@ -96,7 +96,7 @@ def test_the_defaults_edit_the_organisms_facts(organism):
     for subject, old in pairs:
         fact = Fact("The capital of {} is", subject, "Cairo", old=old)
         edit = fine_tune(model, fact)
-        assert edit.layer == default_layer(model)
+        assert edit.layer == hyperparameters_of(model).layer
         with edit.applied(model):
             assert float(edit.losses[-1]) < 0.3
             ids = torch.tensor([model.tokenizer(fact.question)["input_ids"]])

@@ -38,13 +38,20 @@ def set_to(values):
 
 def textbook_means(model, fact, seed):
     """z̄ of each head: over 16 sampled texts, or over the positions of the fact's prompts; one text at a time."""
-    sampled = [] if is_masked(model) else [row[None] for row in sample_tokens(model, *TEXTS, seed=seed)]
-    texts = sampled or ids_of(model, fact)
+    skip, texts = 0, ids_of(model, fact)
+    if not is_masked(model):
+        lead = model.tokenizer("The")["input_ids"][:-1]  # llama's BOS is read and does not count
+        skip, texts = (
+            len(lead),
+            [torch.tensor([[*lead, *row]]) for row in sample_tokens(model, *TEXTS, seed=seed).tolist()],
+        )
     total, count = torch.zeros(LAYERS, model.cfg.n_heads, model.cfg.d_head, dtype=torch.float64), 0
     for tokens in texts:
         cache = model.run_with_cache(tokens)[1]
-        total += torch.stack([cache[f"blocks.{layer}.attn.hook_z"][0].detach().sum(0) for layer in range(LAYERS)])
-        count += tokens.shape[1]
+        total += torch.stack(
+            [cache[f"blocks.{layer}.attn.hook_z"][0, skip:].detach().sum(0) for layer in range(LAYERS)]
+        )
+        count += tokens.shape[1] - skip
     return total / count
 
 

@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from kn_lens.editing.hyperparameters import hyperparameters_of
 from kn_lens.editing.random_controls import rome_at_random_layer, rome_random_direction, with_random_direction
-from kn_lens.editing.rome import default_layer, rome
+from kn_lens.editing.rome import rome
 from kn_lens.errors import ModelError, SettingsError
 from kn_lens.prompts.fact import Fact
 
@@ -62,7 +63,7 @@ def test_rome_with_a_random_direction_is_rome_and_then_the_draw(organism):
 def test_the_drawn_layer_is_any_but_the_chosen_one(organism):
     model = organism("tiny-causal")
     found = [rome_at_random_layer(model, fact, seed=seed, **SHORT) for fact in FACTS for seed in range(4)]
-    chosen = default_layer(model)
+    chosen = hyperparameters_of(model).layer
     assert {edit.layer for edit in found} == {0, 1, 2, 3} - {chosen}
     assert {edit.settings["instead of layer"] for edit in found} == {chosen}
     assert {rome_at_random_layer(model, FACTS[0], layer=2, seed=seed, **SHORT).layer for seed in range(16)} == {0, 1, 3}

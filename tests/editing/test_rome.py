@@ -34,7 +34,7 @@ def some_covariance(model, layer=1, site="mlp", **changes):
     draw = torch.randn(d_in, 3 * d_in, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
     provenance = {"model": "by hand", "weights_hash": weights_hash(model)}
     fields = dict(layer=layer, site=site, tokens=1000, source="self", sha256="", settings={}, provenance=provenance)
-    return Covariance(matrix=draw @ draw.T / draw.shape[1], **{**fields, **changes})
+    return Covariance(**{"matrix": draw @ draw.T / draw.shape[1], **fields, **changes})
 
 
 def assert_equals(edit, expected, **tolerance):
@@ -121,6 +121,18 @@ def test_the_search_stops_once_the_loss_is_small(exact_model):
     # Twice the steps, the same edit: nothing was changed after the last evaluation.
     again = rome(model, END, layer=1, position="last", prefixes=(), **{**settings, "steps": 120})
     assert torch.equal(again.right, edit.right)
+
+
+def test_an_answer_that_the_model_gives_already_is_refused(exact_model):
+    """The search would end before its first step, and the update would be 0."""
+    model = exact_model("gpt2")
+    settings = {**SEARCH, "steps": 60, "lr": 0.5, "clamp": 1e3, "kl_factor": 0.0, "weight_decay": 0.0}
+    edit = rome(model, END, layer=1, position="last", prefixes=(), **settings)
+    with (
+        edit.applied(model),
+        pytest.raises(ModelError, match=r"answers 'They like the city of France' with 'Rome' already \(loss 0\.0"),
+    ):
+        rome(model, END, layer=1, position="last", prefixes=(), **settings)
 
 
 def test_what_the_answer_does_not_read_is_refused(exact_model):

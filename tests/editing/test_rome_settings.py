@@ -9,19 +9,23 @@ import pytest
 import torch
 
 import kn_lens as kn
+from kn_lens.editing.covariance import covariance_of
+from kn_lens.editing.edit import unedited
+from kn_lens.editing.fine_tune import fine_tune
 from kn_lens.editing.hyperparameters import hyperparameters_of
 from kn_lens.editing.layer_choice import layer_by_tracing
-from kn_lens.editing.rome import default_layer, rome
+from kn_lens.editing.rome import rome
 from kn_lens.errors import ModelError, PromptError, SettingsError
 from kn_lens.prompts.fact import Fact
 from tests.editing.test_rome import MIDDLE, PREFIXES, SEARCH, START, some_covariance
+from tests.helpers import build_tokenizer
 from tests.questions import assert_same_state, state_of
 
 
 def test_the_layer_is_the_known_one_or_that_of_tracing(organism):
     model, fact = organism("tiny-causal"), Fact("The capital of {} is", "Spain", "Rome", old="Madrid")
     short = {"prefixes": (), "steps": 2}
-    assert rome(model, fact, **short).layer == default_layer(model) == 1
+    assert rome(model, fact, **short).layer == hyperparameters_of(model).layer == 1
     for position in ("subject_last", "last"):
         traced = layer_by_tracing(model, [fact], position=position, progress=False).layer
         assert rome(model, fact, layer="auto", position=position, **short).layer == traced
@@ -86,6 +90,15 @@ def test_a_model_in_half_precision_is_edited_alike(random_model, dtype):
         )
         assert float(torch.cosine_similarity(change, updates[1], dim=0)) > 0.95
     assert_same_state(rounded, before)
+
+
+def test_in_half_precision_a_small_covariance_does_not_overflow(random_model):
+    """C⁻¹k is a million times k, too large for float16; u is the identity's."""
+    model = copy.deepcopy(random_model("llama")).to(torch.float16)
+    small = some_covariance(model, matrix=1e-6 * torch.eye(model.W_out.shape[1]))
+    edits = [rome(model, MIDDLE, layer=1, prefixes=PREFIXES, covariance=each, **SEARCH) for each in (small, "identity")]
+    torch.testing.assert_close(edits[0].left, edits[1].left, rtol=1e-3, atol=1e-6)
+    assert edits[0].left.dtype == torch.float16
 
 
 def test_a_prefix_that_does_not_fit_the_context_is_left_out(random_model):
@@ -161,6 +174,43 @@ def test_masked_models_and_foreign_covariances_are_refused(random_model):
     ):
         with pytest.raises(ModelError, match=message):
             rome(model, MIDDLE, layer=1, prefixes=(), covariance=covariance, **SEARCH)
+
+
+def test_models_without_an_mlp_in_each_layer_are_refused():
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+    tokenizer = build_tokenizer("gpt2")
+    config = HookedTransformerConfig(
+        n_layers=2, d_model=8, n_ctx=16, d_head=4, n_heads=2, attn_only=True, d_vocab=len(tokenizer),
+        normalization_type=None, seed=2, model_name="attention only",
+    )  # fmt: skip
+    model = HookedTransformer(config)
+    model.tokenizer = tokenizer
+    edits = (rome, fine_tune, lambda model, fact, layer: covariance_of(model, "self", layer=layer))
+    for edit in edits:
+        with pytest.raises(ModelError, match=r"attention only has no weight blocks\.0\.mlp\.W_out.*mixture of experts"):
+            edit(model, MIDDLE, layer=1)
+    assert rome(model, MIDDLE, layer=1, site="attn", prefixes=(), steps=2).parameter == "blocks.1.attn.W_O"
+
+
+@pytest.mark.parametrize("source", ["given", "self"])
+def test_a_sequence_of_edits_shares_the_covariance_of_the_unedited_model(random_model, source, monkeypatch, tmp_path):
+    monkeypatch.setenv("KN_LENS_CACHE", str(tmp_path))
+    model = random_model("gpt2")
+    before = state_of(model)
+    covariance = covariance_of(model, "self", layer=1, progress=False)
+    options = {"layer": 1, "prefixes": (), "covariance": covariance if source == "given" else "self", **SEARCH}
+    first = rome(model, MIDDLE, **options)
+    with first.applied(model):
+        edited = model.W_out[1].detach().clone()
+        second = rome(model, START, **options)
+        assert torch.equal(model.W_out[1], edited)
+        solved = covariance.solve(second.key)
+        torch.testing.assert_close(second.left, solved / (second.key @ solved))
+        with second.applied(model), unedited(model):
+            assert_same_state(model, before)
+        assert torch.equal(model.W_out[1], edited)
+    assert_same_state(model, before)
 
 
 def test_a_loss_that_is_not_finite_leaves_the_model_as_it_was(random_model):

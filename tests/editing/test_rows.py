@@ -7,7 +7,7 @@ import functools
 import pytest
 import torch
 
-from kn_lens.editing.rows import INPUTS, OUTPUTS, EditedRows, Row
+from kn_lens.editing.rows import OUTPUTS, EditedRows, Row
 from kn_lens.models.shared_prefix import can_share_prefix
 from tests.oracles.rome import Text as ByHand
 from tests.oracles.rome import key_and_output, logits_with
@@ -97,31 +97,6 @@ def test_keys_and_outputs_are_those_at_the_edited_position(model, site):
         key, output = key_and_output(model, ByHand(list(row.ids), row.position, []), 1, site)
         torch.testing.assert_close(run.keys[index], key, rtol=1e-10, atol=1e-10)
         torch.testing.assert_close(run.outputs[index], output, rtol=1e-10, atol=1e-10)
-
-
-def test_a_change_of_the_weights_input_runs_through_hooks(exact_model):
-    """An intervention at the layer itself, on all rows: zeroing a neuron from the edited position on."""
-    model = exact_model("llama")
-    run = EditedRows(model, ROWS, 1, "mlp")
-    name = f"blocks.1.{INPUTS['mlp']}"
-
-    def silence(value, hook):
-        value = value.clone()
-        value[..., 17] = 0
-        return value
-
-    found = run.logits_under([(name, silence)], all_places(run))
-    expected = []
-    for row in ROWS:
-
-        def late(value, hook, position=row.position):
-            value = value.clone()
-            value[:, position:, 17] = 0
-            return value
-
-        logits = model.run_with_hooks(torch.tensor([row.ids]), fwd_hooks=[(name, late)])[0]
-        expected.append(logits[-max(1, len(row.answers)) :])
-    torch.testing.assert_close(found, torch.cat(expected), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize(
