@@ -22,6 +22,7 @@ from kn_lens.editing.edit import Editor, require_editable
 from kn_lens.editing.hyperparameters import Position, hyperparameters_of
 from kn_lens.editing.layer_choice import layer_by_tracing
 from kn_lens.editing.rome import rome
+from kn_lens.editing.rows import EditSite
 from kn_lens.errors import KnLensError, OutputError, PromptError, SettingsError
 from kn_lens.models.hashing import weights_hash
 from kn_lens.models.kind import model_name
@@ -48,8 +49,9 @@ class LayerSweep(Result):
             :meth:`~kn_lens.criteria.evaluation.EditEvaluation.summary`. NaN where no edit could be made.
         counts: A dict for each layer: ``layer``, ``edits`` made, ``failed``, and ``reasons`` (reason → how often; where
             all failed, the first edit's stands for all).
-        trace: Indirect effect of restoring the MLP outputs around each layer of the model where the edit acts; None
-            if it was not traced.
+        trace: Indirect effect of restoring the outputs around each layer of the model where the edit acts; None if it
+            was not traced.
+        trace_site: Which outputs: ``"mlp"`` or ``"attn"``.
         trace_metric: What the effects are measured in.
         trace_window: How many layers were restored together.
         trace_position: ``"subject_last"`` or ``"last"``.
@@ -66,6 +68,7 @@ class LayerSweep(Result):
     trace: Float[Tensor, "fact layer"] | None = None
     trace_metric: str | None = None
     trace_window: int | None = None
+    trace_site: str | None = None
     trace_position: str | None = None
     trace_dropped: tuple[Dropped, ...] = ()
     not_traced: str | None = None
@@ -220,14 +223,15 @@ def _traced(model: Any, editor: Editor, facts: Sequence[Fact], seed: int, progre
     """The fields of a sweep that tell of the trace; without any fact that can be traced, why."""
     position = _position(model, editor)
     try:
-        choice = layer_by_tracing(model, facts, position=position, seed=seed, progress=progress)
+        choice = layer_by_tracing(model, facts, site=_site(editor), position=position, seed=seed, progress=progress)
     except PromptError as error:
         why = str(error).partition("; give ")[0]  # without the advice to give a layer
-        return {"trace_position": position, "not_traced": why}
+        return {"trace_site": _site(editor), "trace_position": position, "not_traced": why}
     return {
         "trace": choice.effects,
         "trace_metric": choice.metric,
         "trace_window": choice.window,
+        "trace_site": _site(editor),
         "trace_position": position,
         "trace_dropped": choice.dropped,
     }
@@ -238,7 +242,11 @@ def _position(model: Any, editor: Editor) -> Position:
     told = editor.keywords if isinstance(editor, functools.partial) else {}
     if told.get("position") is not None:
         return told["position"]
-    return "last" if told.get("site") == "attn" else hyperparameters_of(model).position
+    return "last" if _site(editor) == "attn" else hyperparameters_of(model).position
+
+
+def _site(editor: Editor) -> EditSite:
+    return editor.keywords.get("site", "mlp") if isinstance(editor, functools.partial) else "mlp"
 
 
 def _layers(model: Any, layers: Sequence[int] | None) -> tuple[int, ...]:

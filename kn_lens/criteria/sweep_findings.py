@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 COMPARED = ("reliability", "generality")
 """Criteria that are compared with the trace: whether an edit works at all."""
 
+OUTPUTS = {"mlp": "MLP", "attn": "attention"}
+
 PLACES = {"subject_last": "the subject's last token", "last": "the prompt's last token"}
 
 _SIGNIFICANT = 0.05
@@ -101,7 +103,7 @@ def _trace(sweep: LayerSweep) -> str:
     metric = str(sweep.trace_metric).replace("_", " ")
     left_out = f", {len(sweep.trace_dropped)} left out" if sweep.trace_dropped else ""
     said = (
-        f"Tracing points to layer {top['layer']}: restoring its MLP output{window} at "
+        f"Tracing points to layer {top['layer']}: restoring its {OUTPUTS[str(sweep.trace_site)]} output{window} at "
         f"{PLACES[str(sweep.trace_position)]} raises the old answer's {metric} by {top['mean']:.3g}{around} "
         f"({_count(top['facts'], 'fact')}{left_out})"
     )

@@ -14,7 +14,7 @@ from kn_lens.editing.rome import rome
 from kn_lens.errors import SettingsError, near_matches
 
 EDITORS: dict[str, tuple[Editor, str]] = {
-    "rome": (rome, "rank-one update of an MLP's W_out at the subject"),
+    "rome": (rome, "rank-one update of an MLP's W_out at the subject (tiny-causal: at the last token)"),
     "rome-attention": (partial(rome, site="attn"), "rank-one update of an attention layer's W_O at the last token"),
     "rome-mixed-key": (partial(rome, mixed_key=True), "ROME with the published code's two keys"),
     "rome-random-layer": (rome_at_random_layer, "control: ROME at another layer, drawn at random"),

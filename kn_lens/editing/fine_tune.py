@@ -99,7 +99,7 @@ def fine_tune(
     epsilon = known.tuning_epsilon if epsilon is None else epsilon
     _check(steps, lr, epsilon, weight_decay, stop_at)
     fact = Fact.from_prompt(fact) if isinstance(fact, Prompt) else fact
-    at = chosen_layer(model, fact, known.layer if layer is None else layer, position=known.position, seed=seed)
+    at = chosen_layer(model, fact, layer, position=known.position, seed=seed)
     try:
         entry = TokenResolver(model).resolve(fact.prompt())
     except UnusablePrompt as error:

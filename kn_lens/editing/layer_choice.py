@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kn_lens.editing.edit import require_editable
 from kn_lens.editing.hyperparameters import Position
+from kn_lens.editing.rows import EditSite
 from kn_lens.errors import PromptError
 from kn_lens.models.kind import model_name
 from kn_lens.prompts.batch import PromptBatch
@@ -32,7 +33,7 @@ class LayerChoice(Result):
 
     Attributes:
         layer: Of the largest mean effect; of layers that are equal the lowest.
-        effects: Indirect effect of restoring the MLP outputs around each layer where the edit would act.
+        effects: Indirect effect of restoring the MLP (or attention) outputs around each layer where the edit would act.
         metric: What the effects are measured in.
         window: How many layers were restored together.
         facts: The facts that were traced, one per row of ``effects``.
@@ -55,7 +56,13 @@ class LayerChoice(Result):
 
 
 def layer_by_tracing(
-    model: Any, facts: Sequence[Fact], *, position: Position = "subject_last", seed: int = 0, progress: bool = True
+    model: Any,
+    facts: Sequence[Fact],
+    *,
+    site: EditSite = "mlp",
+    position: Position = "subject_last",
+    seed: int = 0,
+    progress: bool = True,
 ) -> LayerChoice:
     """The layer of the largest mean indirect effect of MLP outputs at the subject's last token (Meng et al. 2022).
 
@@ -65,6 +72,7 @@ def layer_by_tracing(
     Args:
         model: A model that can be edited; it is left as it was.
         facts: Facts with old answers; those that the model does not give are left out and counted.
+        site: ``"mlp"`` (default), or ``"attn"``: effects of attention outputs.
         position: ``"subject_last"`` (default), or ``"last"``: effects at the prompt's last token.
         seed: Of the noise.
         progress: Show a progress bar.
@@ -89,7 +97,7 @@ def layer_by_tracing(
     try:
         batch = PromptBatch.from_prompts(model, asked, targets="single", on_unusable="drop")
         traced = "cue_last" if position == "subject_last" else "target"
-        trace = causal_trace(model, batch, stream="mlp", positions=traced, seed=seed, progress=progress)
+        trace = causal_trace(model, batch, stream=site, positions=traced, seed=seed, progress=progress)
     except PromptError as error:
         raise PromptError(f"no layer of {model_name(model)} can be chosen by tracing: {error}; {_INSTEAD}") from error
     rows = torch.arange(len(trace))

@@ -35,9 +35,9 @@ def rome_at_random_layer(
     """
     require_rome(model)
     fact = Fact.from_prompt(fact) if isinstance(fact, Prompt) else fact
-    known = hyperparameters_of(model)
-    where = options.get("position") or ("last" if options.get("site") == "attn" else known.position)
-    chosen = chosen_layer(model, fact, known.layer if layer is None else layer, position=where, seed=seed)
+    site = options.get("site", "mlp")
+    where = options.get("position") or ("last" if site == "attn" else hyperparameters_of(model).position)
+    chosen = chosen_layer(model, fact, layer, site=site, position=where, seed=seed)
     others = [other for other in range(model.cfg.n_layers) if other != chosen]
     if not others:
         raise SettingsError(f"{model_name(model)} has one layer, so that there is no other to edit as a control")

@@ -33,6 +33,8 @@ ESSENCE = "{} is a"
 
 _NAMES = {"subject_last": "the subject's last token", "last": "the last token"}
 
+_ELSEWHERE = ("layer", "attention_layer", "prefixes", "position", "tuning_lr", "tuning_epsilon")  # told by themselves
+
 Layer = int | Literal["auto"] | None
 
 
@@ -105,13 +107,13 @@ def rome(
         if value not in known:
             raise SettingsError(f"no {what} {value!r}.{near_matches(str(value), known)} Known: {', '.join(known)}")
     require_weight(model, parameter_of(0, site))
-    at = chosen_layer(model, fact, chosen.layer if layer is None else layer, position=where, seed=seed)
+    at = chosen_layer(model, fact, layer, site=site, position=where, seed=seed)
     before = sampled_prefixes(model, seed, chosen.prefixes) if prefixes is None else prefixes
     batch, rows, dropped = _rows_of(model, fact, where, before)
     run = EditedRows(model, rows, at, site)
     n_asked = sum(bool(row.answers) for row in rows)
     key, start = run.keys[:n_asked].mean(0), run.outputs[:n_asked].mean(0)
-    inverse = covariance_for(model, covariance, layer=at, site=site, seed=seed)
+    inverse = covariance_for(model, covariance, layer=at, site=site, seed=seed, progress=progress)
     # C⁻¹k may be too large for half precision, u is not.
     wide = key.to(torch.promote_types(key.dtype, torch.float32))
     solved = key if inverse is None else inverse.solve(wide)
@@ -145,7 +147,7 @@ def rome(
         nll=found.nll,
         kl=found.kl,
         settings={
-            **{name: value for name, value in asdict(chosen).items() if name not in ("layer", "prefixes", "position")},
+            **{name: value for name, value in asdict(chosen).items() if name not in _ELSEWHERE},
             "layer": layer,
             "site": site,
             "position": where,
@@ -188,15 +190,26 @@ def _norms_outputs(model: Any) -> bool:
     )
 
 
-def chosen_layer(model: Any, fact: Fact, layer: Layer, *, position: Position = "subject_last", seed: int = 0) -> int:
-    """The layer that is meant: itself, or the one that tracing points to for ``"auto"`` and None.
+def chosen_layer(
+    model: Any,
+    fact: Fact,
+    layer: Layer,
+    *,
+    site: EditSite = "mlp",
+    position: Position = "subject_last",
+    seed: int = 0,
+) -> int:
+    """The layer that is meant: itself; for None that of the model's settings; else the one that tracing points to.
 
     Raises:
         ModelError: If the model has no such layer.
         SettingsError: If it is neither a number nor ``"auto"``.
     """
+    if layer is None:
+        known = hyperparameters_of(model)
+        layer = known.layer if site == "mlp" else known.attention_layer
     if layer is None or layer == "auto":
-        return layer_by_tracing(model, [fact], position=position, seed=seed, progress=False).layer
+        return layer_by_tracing(model, [fact], site=site, position=position, seed=seed, progress=False).layer
     if isinstance(layer, bool) or not isinstance(layer, int):
         raise SettingsError(f"layer is {layer!r}; give a number, or 'auto'")
     if not 0 <= layer < model.cfg.n_layers:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kn_lens.criteria.sweep import LayerSweep
-from kn_lens.criteria.sweep_findings import PLACES
+from kn_lens.criteria.sweep_findings import OUTPUTS, PLACES
 from kn_lens.plots.editing import legend_below_title
 from kn_lens.plots.layers import interval, layer_step, line_with_band
 from kn_lens.plots.style import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, VERMILLION, styled
@@ -82,7 +82,9 @@ def layer_sweep(sweep: LayerSweep, subtitle: str = "") -> go.Figure:
         figure.add_hline(y=0, line={"color": GREY, "width": 1}, row=2, col=1)  # type: ignore[arg-type]
         figure.update_yaxes(title="trace effect / largest", row=2, col=1)
         metric = str(sweep.trace_metric).replace("_", " ")
-        lines.append(f"below: restoring MLP outputs at {PLACES[str(sweep.trace_position)]},")
+        lines.append(
+            f"below: restoring {OUTPUTS[str(sweep.trace_site)]} outputs at {PLACES[str(sweep.trace_position)]},"
+        )
         lines.append(f"{len(sweep.trace)} facts, largest effect {largest:.3g} ({metric})")  # type: ignore[arg-type]
     last = max([*sweep.layers, *(int(layer) for layer in traced["layer"])])
     figure.update_xaxes(dtick=layer_step(last + 1), range=[-0.3, last + 0.3])
