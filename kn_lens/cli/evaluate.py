@@ -45,6 +45,10 @@ def evaluate(
             "those that the data can be asked."
         ),
     ] = None,
+    known: Annotated[
+        bool,
+        typer.Option("--known", help="Only facts of which the unedited model passes a probe of symmetry or synonymy."),
+    ] = False,
     layer: LayerOption = None,
     fluency: Annotated[bool, typer.Option("--fluency", help="Also what the model writes before and after.")] = False,
     sweep: Annotated[bool, typer.Option("--sweep", help="Also the same edits at each layer, beside a trace.")] = False,
@@ -65,6 +69,7 @@ def evaluate(
         editors=tuple(dict.fromkeys(editor or ["rome"])),
         edits=edits,
         criteria=None if criteria is None else tuple(name.strip() for name in criteria.split(",") if name.strip()),
+        known=known,
         layer=layer_of(layer),
         fluency=fluency,
         sweep=sweep,
@@ -77,6 +82,7 @@ def evaluate(
         "model": model,
         "edits": edits,
         "criteria": settings.criteria,
+        "known": known,
         "layer": settings.layer,
         "fluency": fluency,
         "seed": seed,

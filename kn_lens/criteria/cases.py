@@ -12,6 +12,7 @@ from kn_lens.criteria.pair_cases import fact_cases, pair_cases
 from kn_lens.criteria.questions import CRITERIA, EditCase, EditCases, Question
 from kn_lens.criteria.related import inverse_of, synonyms_of, with_inverse, with_synonyms
 from kn_lens.criteria.relation_cases import CaseOptions, RelationCases
+from kn_lens.criteria.scores import GATED, ask
 from kn_lens.errors import PromptError, SettingsError, near_matches
 from kn_lens.models.kind import model_name
 from kn_lens.organisms.corpus import corpus_of, load_corpus
@@ -25,6 +26,9 @@ from kn_lens.prompts.tokens import TokenResolver
 
 __all__ = ["CRITERIA", "EditCase", "EditCases", "EditData", "Question", "applicable_criteria", "edit_cases"]
 
+NOT_KNOWN = "no probe that the unedited model passes"
+"""Why a fact is left out where only known ones are asked for."""
+
 EditData = Relation | MinimalPairs | CounterFacts | Sequence[Fact]
 """What edits can be drawn from."""
 
@@ -36,6 +40,7 @@ def edit_cases(
     edits: int | None = None,
     seed: int = 0,
     criteria: Iterable[str] | None = None,
+    known: bool = False,
     paraphrases: int = 4,
     neighbors: int = 5,
     inverse_templates: int = 3,
@@ -54,6 +59,8 @@ def edit_cases(
         edits: How many, drawn with ``seed``; None (default) takes all.
         seed: Of every draw.
         criteria: Some of :data:`CRITERIA`; ``"symmetry"`` brings ``"symmetry_old"``. By default all that apply.
+        known: Only facts of which the unedited model passes a probe of symmetry or synonymy, so that each edit is
+            scored on one of them; the others are counted in ``dropped``. Default False.
         paraphrases: Questions of generality for each fact, at most.
         neighbors: Questions of locality for each fact, at most: half of them about the same subject in other bundled
             relations, where there are any, the others about other subjects.
@@ -78,9 +85,14 @@ def edit_cases(
     options = CaseOptions(
         criteria=chosen, seed=seed, paraphrases=paraphrases, neighbors=neighbors, inverse_templates=inverse_templates
     )
+    if known and not set(GATED) & set(chosen):
+        raise SettingsError(
+            f"known=True takes facts that the model passes a probe of {' or '.join(GATED)} of, and {_name(data)} is "
+            f"asked none; leave it out, or take one of {', '.join([*with_inverse(), *with_synonyms()])}"
+        )
     resolver = TokenResolver(model)
     if isinstance(data, Relation):
-        cases, dropped = _of_relation(model, resolver, data, edits, options)
+        cases, dropped = _of_relation(model, resolver, data, edits, options, known=known)
     elif isinstance(data, MinimalPairs):
         cases, dropped = pair_cases(resolver, data, edits, options)
     else:
@@ -97,7 +109,7 @@ def edit_cases(
         name=_name(data),
         data_hash=_hash(data),
         criteria=chosen,
-        settings={"edits": edits, **asdict(options)},
+        settings={"edits": edits, "known": known, **asdict(options)},
     )
 
 
@@ -125,7 +137,7 @@ def applicable_criteria(data: EditData) -> tuple[str, ...]:
 
 
 def _of_relation(
-    model: Any, resolver: TokenResolver, relation: Relation, edits: int | None, options: CaseOptions
+    model: Any, resolver: TokenResolver, relation: Relation, edits: int | None, options: CaseOptions, *, known: bool
 ) -> tuple[list[EditCase], list[Dropped]]:
     corpus = corpus_of(model_name(model))
     maker = RelationCases(
@@ -144,9 +156,18 @@ def _of_relation(
         if len(cases) == edits:
             break
         case = maker.case(name)
-        if case is not None:
+        if case is None:
+            continue
+        if known and not _passes_a_probe(model, case):
+            maker.dropped.append(Dropped(text=case.fact.name, reason=NOT_KNOWN, source=case.fact.source))
+        else:
             cases.append(case)
     return cases, maker.dropped
+
+
+def _passes_a_probe(model: Any, case: EditCase) -> bool:
+    gated = [question for question in case.questions if question.criterion in GATED]
+    return bool((ask(model, gated, own=True).known == 1).any()) if gated else False
 
 
 def chosen_criteria(data: EditData, criteria: Iterable[str] | None) -> tuple[str, ...]:

@@ -39,6 +39,7 @@ class EvaluateSettings:
         editors: Names of :data:`~kn_lens.editing.editors.EDITORS`.
         edits: Facts of each data set.
         criteria: None takes those that each data set allows.
+        known: Only facts of which the unedited model passes a probe of symmetry or synonymy.
         layer: For the editors that take one; None their own.
         fluency: Also let the model write, before and after.
         sweep: Also make the edits at each layer, with the editors that take one.
@@ -49,6 +50,7 @@ class EvaluateSettings:
     editors: tuple[str, ...] = ("rome",)
     edits: int = 20
     criteria: tuple[str, ...] | None = None
+    known: bool = False
     layer: Layer = None
     fluency: bool = False
     sweep: bool = False
@@ -132,7 +134,9 @@ def evaluate(
     Raises:
         KnLensError: As :func:`kn_lens.evaluate_edits` and :func:`kn_lens.sweep_layers`.
     """
-    cases = edit_cases(model, data, edits=settings.edits, seed=settings.seed, criteria=settings.criteria)
+    cases = edit_cases(
+        model, data, edits=settings.edits, seed=settings.seed, criteria=settings.criteria, known=settings.known
+    )
     evaluations: dict[str, EditEvaluation] = {}
     sweeps: dict[str, LayerSweep] = {}
     for name in settings.editors:
