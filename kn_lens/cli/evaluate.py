@@ -121,6 +121,7 @@ def evaluate(
 def _show(found: Any) -> None:
     """The tables of one data set."""
     from kn_lens.criteria.evaluation import FAILED
+    from kn_lens.criteria.scores import GATED
     from kn_lens.runs.evaluated import short_cascade, short_summary
 
     report_dropped(found.data, found.cases.dropped)
@@ -129,6 +130,8 @@ def _show(found: Any) -> None:
         report_dropped(f"{found.data}, {name}", more)
     show(short_summary(found.summary()), f"{found.data}: success before and after edits, 95 % intervals")
     labels = found.by_label()
+    if len(labels):  # they tell what the model was taught, on which the gated criteria turn; the files hold the rest
+        labels = labels[labels["criterion"].isin(GATED)]
     for label in labels["label"].unique() if len(labels) else ():
         show(short_summary(labels[labels["label"] == label], by=label), f"{found.data} by {label}")
     show(short_cascade(found.cascade()), f"{found.data}: step by step, of the edits that passed the steps before")
