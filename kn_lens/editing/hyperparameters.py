@@ -14,7 +14,7 @@ Position = Literal["subject_last", "last"]
 
 @dataclass(frozen=True, kw_only=True)
 class Hyperparameters:
-    """Settings of the search for v*.
+    """Settings of the search for v*, by default those published for llama-2-7b.
 
     Attributes:
         layer: Layer of the edited matrix; None: to be found by tracing.
@@ -32,12 +32,12 @@ class Hyperparameters:
         source: Where the settings are from.
     """
 
-    layer: int | None
-    steps: int
-    lr: float
-    weight_decay: float
-    clamp: float
-    kl_factor: float
+    layer: int | None = None
+    steps: int = 25
+    lr: float = 0.5
+    weight_decay: float = 1e-3
+    clamp: float = 4.0
+    kl_factor: float = 0.0625
     attention_layer: int | None = None
     position: Position = "subject_last"
     prefixes: tuple[tuple[int, int], ...] = LENGTHS
@@ -46,32 +46,12 @@ class Hyperparameters:
     source: str
 
 
-_GPT2_XL = Hyperparameters(
-    layer=17, steps=20, lr=0.5, weight_decay=0.5, clamp=4.0, kl_factor=0.0625, source="published (ROME, gpt2-xl)"
-)
-_LLAMA_2_7B = Hyperparameters(
-    layer=5, steps=25, lr=0.5, weight_decay=1e-3, clamp=4.0, kl_factor=0.0625, source="published (llama-2-7b)"
-)
 _KNOWN = {
-    "gpt2-xl": _GPT2_XL,
-    "llama-2-7b": _LLAMA_2_7B,
-    "smollm2-135m": Hyperparameters(
-        layer=4,
-        steps=25,
-        lr=0.5,
-        weight_decay=1e-3,
-        clamp=4.0,
-        kl_factor=0.0625,
-        attention_layer=20,
-        source="measured on capitals",
-    ),
+    "gpt2-xl": Hyperparameters(layer=17, steps=20, weight_decay=0.5, source="published (ROME, gpt2-xl)"),
+    "llama-2-7b": Hyperparameters(layer=5, source="published (llama-2-7b)"),
+    "smollm2-135m": Hyperparameters(layer=4, attention_layer=20, source="measured on capitals"),
     "tiny-causal": Hyperparameters(
         layer=1,
-        steps=25,
-        lr=0.5,
-        weight_decay=1e-3,
-        clamp=4.0,
-        kl_factor=0.0625,
         attention_layer=3,
         position="last",
         prefixes=(),
@@ -80,9 +60,7 @@ _KNOWN = {
         source="measured on capitals",
     ),
 }
-_DEFAULT = Hyperparameters(
-    layer=None, steps=25, lr=0.5, weight_decay=1e-3, clamp=4.0, kl_factor=0.0625, source="default (as llama-2-7b)"
-)
+_DEFAULT = Hyperparameters(source="default (as llama-2-7b)")
 
 
 def hyperparameters_of(model: Any) -> Hyperparameters:
