@@ -99,6 +99,8 @@ def test_a_run_that_was_killed_is_taken_up(tmp_path) -> None:
     assert not broken.exists()
     with pytest.raises(OutputError, match=r"differs in edits \(there 12, here 5\)"):
         command(*[5 if option == 12 else option for option in options], "--out", broken)
+    with pytest.raises(OutputError, match=r"keeps finished edits .* does not ask for \(P36-rome\.jsonl\)"):
+        command(*options, "--editor", "heads", "--out", broken)
     resumed = run(*options, "--out", broken)
     assert resumed.returncode == 0, resumed.stderr
     assert f"P36, rome: taking up a run that broke off, {done} of 12 edits are done." in resumed.stderr

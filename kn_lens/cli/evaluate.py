@@ -59,11 +59,11 @@ def evaluate(
     dtype: Dtype = "float32",
 ) -> None:
     """Make edits one at a time, and judge each by the criteria. With --out, a run that broke off is taken up again."""
-    from kn_lens.runs.evaluate import EvaluateSettings, check_editors, save_evaluations
+    from kn_lens.runs.evaluate import EvaluateSettings, check_editors, journal_names, save_evaluations
     from kn_lens.runs.evaluate import evaluate as run
     from kn_lens.runs.evaluated import Evaluated
     from kn_lens.runs.output import check_output
-    from kn_lens.runs.unfinished import check_unfinished, finished_parts, unfinished, unfinished_folder
+    from kn_lens.runs.unfinished import check_parts, check_unfinished, finished_parts, unfinished, unfinished_folder
 
     settings = EvaluateSettings(
         editors=tuple(dict.fromkeys(editor or ["rome"])),
@@ -93,6 +93,8 @@ def evaluate(
         check_unfinished(out, about)
     sets = load_sets(data, edits=True)
     settings.check(sets)
+    if out is not None:
+        check_parts(out, journal_names(sets, settings))
     loaded = load(model, device, dtype)
     check_editors(loaded, settings)
     found: list[Evaluated] = []
@@ -101,6 +103,8 @@ def evaluate(
             for entry in sets:
                 explain(entry, loaded)
                 found.append(run(loaded, entry, settings, journals=journals, tell=partial(typer.echo, err=True)))
+                if len(found[-1].cases) < edits:
+                    typer.echo(f"{entry.name}: {len(found[-1].cases)} of the {edits} edits asked for can be made.")
                 _show(found[-1])
             for one in found:
                 for heading, sentences in one.findings().items():

@@ -171,7 +171,8 @@ def require_rome(model: Any) -> None:
     if is_masked(model):
         raise ModelError(
             f"{model_name(model)} is a masked model: ROME writes at a subject's last token what only the tokens behind "
-            f"it read, and there every token reads every other; edit its neurons instead (kn.neuron_edit)"
+            f"it read, and there every token reads every other; edit its neurons instead (kn.neuron_edit; "
+            f"kn-lens evaluate --editor neurons)"
         )
     require_editable(model)
     if _norms_outputs(model):

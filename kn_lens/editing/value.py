@@ -97,7 +97,12 @@ def find_value(
                 break
             optimizer.zero_grad()
             loss.backward()
-            optimizer.step()
+            try:
+                optimizer.step()
+            except RuntimeError as error:  # an lr that does not fit into the change's type
+                raise ModelError(
+                    f"{what}: no step can be taken with lr {settings.lr:g} ({error}); try a smaller one"
+                ) from None
             with torch.no_grad():
                 norm = change.norm()
                 if not norm.isfinite():  # clipped it would be 0, as if nothing had gone wrong

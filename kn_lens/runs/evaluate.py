@@ -166,6 +166,13 @@ def evaluate(
     return Evaluated(data=cases.name, cases=cases, evaluations=evaluations, sweeps=sweeps)
 
 
+def journal_names(sets: Sequence[EditData], settings: EvaluateSettings) -> list[str]:
+    """What a run keeps its finished edits in: a file for each data set and editor, a folder for each sweep."""
+    named = [(data.name, name) for data in sets if not isinstance(data, Sequence) for name in settings.editors]
+    files = [_file(data, name) for data, name in named]
+    return [f"{file}.jsonl" for file in files] + [f"sweep-{file}" for file in files if settings.sweep]
+
+
 def save_evaluations(out: Path, found: Sequence[Evaluated], settings: EvaluateSettings) -> None:
     """Write a run: manifest, tables, evaluations, figures."""
     manifest = {"command": "evaluate", "settings": asdict(settings), **about_evaluations(found)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,27 @@ def check_unfinished(out: Path, settings: Mapping[str, Any]) -> None:
         raise OutputError(
             f"{folder} holds an unfinished run that differs in {', '.join(differing)}; finish it with its own "
             f"settings, remove it, or name another --out"
+        )
+
+
+def check_parts(out: Path, wanted: Iterable[str]) -> None:
+    """Refuse to go on where journals are kept that the run has no use for: at its end they would be removed.
+
+    Args:
+        out: The run's folder.
+        wanted: Names in the unfinished folder, files or folders, that the run goes on with.
+
+    Raises:
+        OutputError: Naming the first of the others.
+    """
+    folder = unfinished_folder(out)
+    known = {*wanted, _SETTINGS}
+    others = sorted(path.name for path in folder.iterdir() if path.name not in known) if folder.is_dir() else []
+    others = [name for name in others if finished_parts(folder / name)]
+    if others:
+        raise OutputError(
+            f"{folder} keeps finished edits that this command does not ask for ({', '.join(others)}); ask for these "
+            f"too, remove them, or name another --out"
         )
 
 

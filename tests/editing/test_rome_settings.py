@@ -218,4 +218,6 @@ def test_a_loss_that_is_not_finite_leaves_the_model_as_it_was(random_model):
     before = state_of(model)
     with pytest.raises(ModelError, match=r"old France.*the loss is nan at step 1; the model is left as it was.*lr"):
         rome(model, MIDDLE, layer=1, prefixes=(), steps=4, lr=1e30)
+    with pytest.raises(ModelError, match=r"no step can be taken with lr 1e\+300 .*try a smaller one"):
+        rome(model, MIDDLE, layer=1, prefixes=(), steps=4, lr=1e300)
     assert_same_state(model, before)
