@@ -135,10 +135,9 @@ def _agreement(sweep: LayerSweep, criterion: str) -> str:
         f"layer {pointed}, where tracing points to, {among} {'one of those' if len(best) > 1 else 'the one'} with the "
         f"highest {criterion}"
     )
-    around = "" if math.isnan(found.low) else f" [{found.low:.2f}, {found.high:.2f}]"
+    # No bootstrap interval: a handful of layers with many ties gives none worth the name.
     counted = (
-        f"Over {_count(found.n, 'layer')} trace effect and {criterion} go with ρ = {found.rho:.2f}{around}, "
-        f"p = {found.p:.2g}"
+        f"Over {_count(found.n, 'layer')} trace effect and {criterion} go with ρ = {found.rho:.2f} (p = {found.p:.2g})"
     )
     if found.p >= _SIGNIFICANT:
         return f"{counted}: no relation is seen (|ρ| of {found.detectable:.2f} would be), and {told}."
