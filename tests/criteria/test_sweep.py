@@ -171,6 +171,7 @@ def by_hand(success, effects, *, generality=None):
         trace=torch.tensor(effects)[None] + spread,
         trace_metric="logit_difference",
         trace_window=3,
+        trace_site="mlp",
         trace_position="subject_last",
         settings={},
         provenance={"model": "some-model"},
