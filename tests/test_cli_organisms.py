@@ -49,7 +49,7 @@ def test_the_demo_shows_both_organisms_without_a_network(tmp_path: Path) -> None
     assert "tiny-masked is a masked model: ROME writes" in done.stdout
     edit = RankOneEdit.load(out / "tiny-causal" / "edit" / "edit")
     assert edit.fact is not None
-    assert edit.fact.name == "France: Paris → Rome"
+    assert edit.fact.name == "France: Paris → Madrid"
     assert "the most probable word goes from Paris" in done.stdout
     again = run("demo", "tiny-masked", "--out", out)  # a former demo is replaced
     assert again.returncode == 0, again.stderr

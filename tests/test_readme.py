@@ -43,8 +43,8 @@ def test_editing(capsys: Any) -> None:
     names: dict[str, Any] = {"kn": kn}
     exec(BLOCKS[4], names)
     said = capsys.readouterr().out
-    assert "The capital of France is Rome" in said
-    assert "Rome is the capital of Italy" in said  # the edit does not hold the other way round
+    assert "The capital of France is Madrid" in said
+    assert "Madrid is the capital of Spain" in said  # the edit does not hold the other way round
     success = names["judged"].to_frame().set_index("criterion")["success_after"]
     assert success["reliability"] == 1
     assert success["symmetry"] < 0.5

@@ -48,7 +48,7 @@ _EDITED, _EDITS = (FACTS, "P101"), 20
 _EDIT = Fact(
     "The capital of {} is",
     "France",
-    "Rome",
+    "Madrid",  # the text states of both capitals what they are the capital of
     old="Paris",
     paraphrases=("The government of {} sits in the capital,", "The capital city of {} is called"),
 )
