@@ -85,8 +85,7 @@ def rome(
     else:
         named = "as given" if shown.inverse == "given" else f"wordings of {shown.inverse}"
         show(shown.answers_frame(INVERSE_NEW, INVERSE_OLD), f"Inverse questions, {named}: new answer, then old")
-    texts = shown.written[["before", "after"]].map(lambda text: " ".join(text.split()))
-    show(texts, "What the model writes, a row for each text")
+    show(shown.texts_frame(), "What the model writes, a row for each text")
     for sentence in shown.findings():
         typer.echo(f"• {sentence}")
     if out is not None:

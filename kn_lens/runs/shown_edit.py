@@ -59,6 +59,13 @@ class ShownEdit:
         assert self.edit.fact is not None
         return self.edit.fact
 
+    def texts_frame(self) -> pd.DataFrame:
+        """What the model writes before and after, each text on one line."""
+        import pandas as pd
+
+        rows = self.written[["before", "after"]].to_numpy().tolist()
+        return pd.DataFrame([[" ".join(text.split()) for text in row] for row in rows], columns=["before", "after"])
+
     def edit_frame(self) -> pd.DataFrame:
         """One row: what was edited, how much, and the loss of the search."""
         import pandas as pd
