@@ -47,15 +47,20 @@ def share_text(share: float, low: float, high: float) -> str:
     return f"{_percent(share)}{around}"
 
 
+def count_text(n: int, what: str) -> str:
+    """``"1 edit"``, ``"3 edits"``."""
+    return f"{n} {what}{'' if n == 1 else 's'}"
+
+
 def _made(evaluation: EditEvaluation) -> str:
     n, failed = len(evaluation), evaluation.failed
     norms = [edit["norm"] for edit in evaluation.edits]
     model = evaluation.provenance.get("model", "the model")
-    said = f"{evaluation.editor} edits {_count(n, 'fact')} of {evaluation.data} in {model}"
+    said = f"{evaluation.editor} edits {count_text(n, 'fact')} of {evaluation.data} in {model}"
     said += f" (mean norm of what is added: {np.mean(norms):.3g})" if norms else ""
     if failed:
         reasons = "; ".join(f"{reason}: {count}" for reason, count in list(count_reasons(failed).items())[:3])
-        said += f"; {_count(len(failed), 'more edit')} could not be made ({reasons})"
+        said += f"; {count_text(len(failed), 'more edit')} could not be made ({reasons})"
     return f"{said}."
 
 
@@ -65,14 +70,14 @@ def _criterion(row: Row) -> str:
         return f"{name}: no question could be asked."
     if not row["questions"]:
         return (
-            f"{name} cannot be judged: the unedited model passes none of {_count(row['asked'], 'probe')} of this kind "
-            f"for its own facts, so that a failure after an edit says nothing of the edit."
+            f"{name} cannot be judged: the unedited model passes none of {count_text(row['asked'], 'probe')} of this "
+            f"kind for its own facts, so that a failure after an edit says nothing of the edit."
         )
-    counted = f"{_count(row['edits'], 'edit')}, {_count(row['questions'], 'question')}"
+    counted = f"{count_text(row['edits'], 'edit')}, {count_text(row['questions'], 'question')}"
     if row["questions"] < row["asked"]:
         counted = (
-            f"{_count(row['edits'], 'edit')}, {row['questions']} of {row['asked']} questions: those that the unedited "
-            f"model answers rightly for its own facts"
+            f"{count_text(row['edits'], 'edit')}, {row['questions']} of {row['asked']} questions: those that the "
+            f"unedited model answers rightly for its own facts"
         )
     elif not math.isnan(row["known"]):
         counted += f", {_percent(row['known'])} of them known to the unedited model"
@@ -106,8 +111,8 @@ def _by_label(evaluation: EditEvaluation) -> list[str]:
 
 def _part(row: Row, value: str) -> str:
     if not row["questions"]:
-        return f"{value}, not judged (the unedited model passes none of {_count(row['asked'], 'probe')})"
-    return f"{value}, {share_text(row['success_after'], row['low'], row['high'])} ({_count(row['edits'], 'edit')})"
+        return f"{value}, not judged (the unedited model passes none of {count_text(row['asked'], 'probe')})"
+    return f"{value}, {share_text(row['success_after'], row['low'], row['high'])} ({count_text(row['edits'], 'edit')})"
 
 
 def _cascade(evaluation: EditEvaluation) -> list[str]:
@@ -121,7 +126,7 @@ def _cascade(evaluation: EditEvaluation) -> list[str]:
     ]
     if not steps:
         return []
-    said = f"Of {_count(len(evaluation), 'edit')}, step by step (each of those left that can be asked)"
+    said = f"Of {count_text(len(evaluation), 'edit')}, step by step (each of those left that can be asked)"
     return [f"{said}: {', '.join(steps)}.", _verdict(evaluation, asked)]
 
 
@@ -174,13 +179,9 @@ def _fluency(evaluation: EditEvaluation) -> list[str]:
             verdict = "no change is seen"
         said.append(
             f"Fluency: {what} goes from {before.mean():.3g} to {after.mean():.3g}{unit}, a change of "
-            f"{_signed(change.difference)}{around} over {_count(len(known), 'edit')}: {verdict}."
+            f"{_signed(change.difference)}{around} over {count_text(len(known), 'edit')}: {verdict}."
         )
     return said
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n} {what}{'' if n == 1 else 's'}"
 
 
 def _percent(share: float) -> str:

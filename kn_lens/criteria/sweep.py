@@ -242,7 +242,7 @@ def _position(model: Any, editor: Editor) -> Position:
     told = editor.keywords if isinstance(editor, functools.partial) else {}
     if told.get("position") is not None:
         return told["position"]
-    return "last" if _site(editor) == "attn" else hyperparameters_of(model).position
+    return hyperparameters_of(model).position_at(_site(editor))
 
 
 def _site(editor: Editor) -> EditSite:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from kn_lens.criteria.evaluation_findings import share_text
+from kn_lens.criteria.evaluation_findings import count_text, share_text
 
 if TYPE_CHECKING:
     from kn_lens.criteria.sweep import LayerSweep
@@ -50,7 +50,7 @@ def _made(sweep: LayerSweep) -> str:
     facts = max(count["edits"] + count["failed"] for count in sweep.counts)
     made = sum(1 for count in sweep.counts if count["edits"])
     model = sweep.provenance.get("model", "the model")
-    said = f"{sweep.editor} edits {_count(facts, 'fact')} of {sweep.data} in {model}"
+    said = f"{sweep.editor} edits {count_text(facts, 'fact')} of {sweep.data} in {model}"
     if len(sweep.layers) == 1:
         return f"{said} at {_spans(sweep.layers)}."
     said += f", the same at each of {len(sweep.layers)} layers ({_spans(sweep.layers)})"
@@ -80,12 +80,12 @@ def _best(sweep: LayerSweep, criterion: str) -> str:
     if not best:
         return f"{name}: nothing was asked of an edit at any layer."
     numbers = sorted({row["edits"] for row in best})
-    edits = f"{numbers[0]}–{numbers[-1]} edits" if len(numbers) > 1 else _count(numbers[0], "edit")
+    edits = f"{numbers[0]}–{numbers[-1]} edits" if len(numbers) > 1 else count_text(numbers[0], "edit")
     share = share_text(best[0]["success_after"], best[0]["low"], best[0]["high"])
     if len(rows) == 1:
         return f"{name} at layer {rows[0]['layer']}, the only one with edits: {share} ({edits})."
     if len(best) == len(rows):
-        return f"{name} is the same at all {_count(len(rows), 'layer')} with edits: {share} ({edits} at each)."
+        return f"{name} is the same at all {count_text(len(rows), 'layer')} with edits: {share} ({edits} at each)."
     low = min(row["success_after"] for row in rows)
     worst = [row["layer"] for row in rows if row["success_after"] == low]
     where = _spans([row["layer"] for row in best])
@@ -96,8 +96,7 @@ def _best(sweep: LayerSweep, criterion: str) -> str:
 
 
 def _trace(sweep: LayerSweep) -> str:
-    table: list[Row] = sweep.trace_frame().to_dict("records")  # type: ignore[assignment]
-    top = max(table, key=lambda row: row["mean"])
+    top = _traced_best(sweep)
     window = "" if sweep.trace_window == 1 else f", {sweep.trace_window} layers together"
     around = "" if math.isnan(top["low"]) else f" [{top['low']:.3g}, {top['high']:.3g}]"
     metric = str(sweep.trace_metric).replace("_", " ")
@@ -105,7 +104,7 @@ def _trace(sweep: LayerSweep) -> str:
     said = (
         f"Tracing points to layer {top['layer']}: restoring its {OUTPUTS[str(sweep.trace_site)]} output{window} at "
         f"{PLACES[str(sweep.trace_position)]} raises the old answer's {metric} by {top['mean']:.3g}{around} "
-        f"({_count(top['facts'], 'fact')}{left_out})"
+        f"({count_text(top['facts'], 'fact')}{left_out})"
     )
     shares = [
         f"{name} {share_text(row['success_after'], row['low'], row['high'])}"
@@ -118,17 +117,22 @@ def _trace(sweep: LayerSweep) -> str:
     return f"{said}; edits there: {', '.join(shares)}."
 
 
+def _traced_best(sweep: LayerSweep) -> Row:
+    """The row of the layer that tracing points to."""
+    table: list[Row] = sweep.trace_frame().to_dict("records")  # type: ignore[assignment]
+    return max(table, key=lambda row: row["mean"])
+
+
 def _agreement(sweep: LayerSweep, criterion: str) -> str:
     best = [row["layer"] for row in best_layers(sweep, criterion)]
     if not best:
         return f"Whether tracing tells where {criterion} is highest cannot be said: no edit was judged."
     found = sweep.correlation(criterion)
-    table: list[Row] = sweep.trace_frame().to_dict("records")  # type: ignore[assignment]
-    pointed = max(table, key=lambda row: row["mean"])["layer"]
+    pointed = _traced_best(sweep)["layer"]
     if math.isnan(found.rho):
         return (
             f"Whether tracing tells where {criterion} is highest cannot be said: {criterion} or the trace's effect is "
-            f"the same at all {_count(found.n, 'layer')} with edits."
+            f"the same at all {count_text(found.n, 'layer')} with edits."
         )
     among = "is" if pointed in best else "is not"
     told = (
@@ -136,9 +140,8 @@ def _agreement(sweep: LayerSweep, criterion: str) -> str:
         f"highest {criterion}"
     )
     # No bootstrap interval: a handful of layers with many ties gives none worth the name.
-    counted = (
-        f"Over {_count(found.n, 'layer')} trace effect and {criterion} go with ρ = {found.rho:.2f} (p = {found.p:.2g})"
-    )
+    counted = f"Over {count_text(found.n, 'layer')} trace effect and {criterion} go with ρ = {found.rho:.2f}"
+    counted += f" (p = {found.p:.2g})"
     if found.p >= _SIGNIFICANT:
         return f"{counted}: no relation is seen (|ρ| of {found.detectable:.2f} would be), and {told}."
     if found.rho < 0:
@@ -156,7 +159,3 @@ def _spans(layers: Sequence[int]) -> str:
             runs.append([layer])
     texts = [str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs]
     return f"layer{'s' if len(layers) > 1 else ''} {', '.join(texts)}"
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n} {what}{'' if n == 1 else 's'}"

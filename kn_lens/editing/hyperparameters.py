@@ -45,6 +45,14 @@ class Hyperparameters:
     tuning_epsilon: float = 5e-3
     source: str
 
+    def position_at(self, site: str) -> Position:
+        """Where an edit of ``"mlp"`` or ``"attn"`` acts: attention at the last token, which holds what it read."""
+        return "last" if site == "attn" else self.position
+
+    def layer_at(self, site: str) -> int | None:
+        """The layer of the site's matrix; None: to be found by tracing."""
+        return self.attention_layer if site == "attn" else self.layer
+
 
 _KNOWN = {
     "gpt2-xl": Hyperparameters(layer=17, steps=20, weight_decay=0.5, source="published (ROME, gpt2-xl)"),

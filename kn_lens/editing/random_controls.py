@@ -36,7 +36,7 @@ def rome_at_random_layer(
     require_rome(model)
     fact = Fact.from_prompt(fact) if isinstance(fact, Prompt) else fact
     site = options.get("site", "mlp")
-    where = options.get("position") or ("last" if site == "attn" else hyperparameters_of(model).position)
+    where = options.get("position") or hyperparameters_of(model).position_at(site)
     chosen = chosen_layer(model, fact, layer, site=site, position=where, seed=seed)
     others = [other for other in range(model.cfg.n_layers) if other != chosen]
     if not others:

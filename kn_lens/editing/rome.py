@@ -102,7 +102,7 @@ def rome(
     require_rome(model)
     fact = Fact.from_prompt(fact) if isinstance(fact, Prompt) else fact
     chosen = _settings(model, steps, lr, weight_decay, clamp, kl_factor)
-    where = position or (chosen.position if site == "mlp" else "last")
+    where = position or chosen.position_at(site)
     for value, known, what in ((site, get_args(EditSite), "site"), (where, get_args(Position), "position")):
         if value not in known:
             raise SettingsError(f"no {what} {value!r}.{near_matches(str(value), known)} Known: {', '.join(known)}")
@@ -112,13 +112,14 @@ def rome(
     batch, rows, dropped = _rows_of(model, fact, where, before)
     run = EditedRows(model, rows, at, site)
     n_asked = sum(bool(row.answers) for row in rows)
-    key, start = run.keys[:n_asked].mean(0), run.outputs[:n_asked].mean(0)
+    mean = run.keys[:n_asked].mean(0)
+    # The key that is to give v*, and what it gives now.
+    key, start = (run.keys[0], run.outputs[0]) if mixed_key else (mean, run.outputs[:n_asked].mean(0))
     inverse = covariance_for(model, covariance, layer=at, site=site, seed=seed, progress=progress)
     # C⁻¹k may be too large for half precision, u is not.
-    wide = key.to(torch.promote_types(key.dtype, torch.float32))
-    solved = key if inverse is None else inverse.solve(wide)
-    plain = run.keys[0]
-    found = find_value(run, run.outputs[0] if mixed_key else start, chosen, what=fact.name, progress=progress)
+    wide = mean.to(torch.promote_types(mean.dtype, torch.float32))
+    solved = mean if inverse is None else inverse.solve(wide)
+    found = find_value(run, start, chosen, what=fact.name, progress=progress)
     if len(found.losses) == 1:
         raise ModelError(
             f"{model_name(model)} answers {fact.question!r} with {fact.target!r} already (loss {found.losses[0]:.2g}, "
@@ -129,7 +130,7 @@ def rome(
             f"nothing added to the {site} output of layer {at} at {_NAMES[where]} of {fact.question!r} reaches the "
             f"answer; take a lower layer, or position='last'"
         )
-    denominator = float((plain if mixed_key else key).double() @ solved.double())
+    denominator = float(key.double() @ solved.double())
     if not abs(denominator) > 0:
         raise ModelError(f"the key of {fact.name!r} at layer {at} is 0, so that no rank-one update can give it a value")
     return RankOneEdit(
@@ -139,10 +140,10 @@ def rome(
         changes={},
         layer=at,
         site=site,
-        key=(plain if mixed_key else key).cpu(),
+        key=key.cpu(),
         left=(solved / denominator).to(key.dtype).cpu(),
         right=found.change.to(start.dtype).cpu(),
-        start=(run.outputs[0] if mixed_key else start).cpu(),
+        start=start.cpu(),
         losses=found.losses,
         nll=found.nll,
         kl=found.kl,
@@ -207,8 +208,7 @@ def chosen_layer(
         SettingsError: If it is neither a number nor ``"auto"``.
     """
     if layer is None:
-        known = hyperparameters_of(model)
-        layer = known.layer if site == "mlp" else known.attention_layer
+        layer = hyperparameters_of(model).layer_at(site)
     if layer is None or layer == "auto":
         return layer_by_tracing(model, [fact], site=site, position=position, seed=seed, progress=False).layer
     if isinstance(layer, bool) or not isinstance(layer, int):

@@ -62,8 +62,7 @@ class EditedRows:
         for index, row in enumerate(rows):
             tokens[index, : len(row.ids)] = torch.tensor(row.ids, device=device)
         # Padding stands on the right, where a causal model does not look.
-        with torch.no_grad():
-            run = clean_run(model, tokens, target=0, keep=(key, self.output), keep_prefix=True)
+        run = clean_run(model, tokens, target=0, keep=(key, self.output), keep_prefix=True)
         every = torch.arange(len(rows), device=device)
         at = torch.tensor([row.position for row in rows], device=device)
         self.keys: Float[Tensor, "row d_in"] = run.activations[key][every, at].flatten(1)
