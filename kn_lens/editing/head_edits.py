@@ -83,8 +83,7 @@ def head_edit(
     rows: dict[str, Tensor] = {}
     changes: dict[str, Tensor] = {}
     size = model.cfg.d_head
-    for layer in sorted({layer for layer, _ in found.units}):
-        indices = [index for at, index in found.units if at == layer]
+    for layer, indices in found.by_layer.items():
         own = model.blocks[layer].attn.W_O.detach()[indices]  # [head, d_head, d_model]
         name = f"blocks.{layer}.attn.W_O"
         rows[name] = (torch.tensor(indices)[:, None] * size + torch.arange(size)).flatten()

@@ -103,8 +103,7 @@ def neuron_edit(
         signs = _signs(model, found) if signed else dict.fromkeys(found.units, 1.0)
     rows: dict[str, Tensor] = {}
     changes: dict[str, Tensor] = {}
-    for layer in sorted({layer for layer, _ in found.units}):
-        indices = [index for at, index in found.units if at == layer]
+    for layer, indices in found.by_layer.items():
         current = model.blocks[layer].mlp.W_out.detach()[indices]
         name = f"blocks.{layer}.mlp.W_out"
         rows[name] = torch.tensor(indices)
@@ -137,8 +136,7 @@ def _signs(model: Any, found: FactUnits) -> dict[Unit, float]:
 
         return hook
 
-    layers = {layer for layer, _ in found.units}
     # What multiplies a row of W_out, whatever the site that the neurons were searched at.
-    with model.hooks(fwd_hooks=[(f"blocks.{layer}.mlp.hook_post", record(layer)) for layer in layers]):
+    with model.hooks(fwd_hooks=[(f"blocks.{layer}.mlp.hook_post", record(layer)) for layer in found.by_layer]):
         target_logits(model, batch.tokens, batch.target_positions, batch.mask)
     return {(layer, index): -1.0 if means[layer][index] < 0 else 1.0 for layer, index in found.units}

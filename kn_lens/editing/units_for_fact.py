@@ -81,6 +81,14 @@ class FactUnits:
     batch: PromptBatch
     old: str
 
+    @property
+    def by_layer(self) -> dict[int, list[int]]:
+        """Layer, ascending → the indices of its units."""
+        found: dict[int, list[int]] = {layer: [] for layer in sorted({layer for layer, _ in self.units})}
+        for layer, index in self.units:
+            found[layer].append(index)
+        return found
+
     def edit(
         self,
         model: Any,
