@@ -17,13 +17,15 @@ $(shell rm -f $(STAMP))
 endif
 endif
 
-.PHONY: help install demo test lint bench data organisms lock clean
+.PHONY: help install demo test test-browser notebooks lint bench data organisms lock clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make install   make .venv from requirements.lock (PYTHON=python3.12 to choose an interpreter)'
-	@echo 'make demo      run the demonstration into demo-out/ (MODEL=name to choose another model)'
+	@echo 'make demo      the paper on two bundled models, with a report, into demo-out/ (MODEL=name: on another model)'
 	@echo 'make test      lint, then run the tests'
+	@echo 'make test-browser  the tests of reports in a real browser; installs Chromium where it can'
+	@echo 'make notebooks run the notebooks and keep their outputs'
 	@echo 'make lint      ruff and the type checker'
 	@echo 'make bench     time attribution, tracing and edits against textbook loops; compare rules of integration'
 	@echo 'make data      write the minimal pairs and the organisms'"'"' training text anew, and check all data'
@@ -43,10 +45,26 @@ $(STAMP): requirements.lock pyproject.toml
 	@pwd -P > $(STAMP)
 
 demo: install
-	$(VENV)/bin/kn-lens demo $(if $(MODEL),"$(MODEL)") --out demo-out
+ifeq ($(MODEL),)
+	$(VENV)/bin/kn-lens reproduce tiny-causal --out demo-out/tiny-causal
+	$(VENV)/bin/kn-lens reproduce tiny-masked --out demo-out/tiny-masked
+	$(VENV)/bin/kn-lens report demo-out/tiny-causal demo-out/tiny-masked --out demo-out/comparison.html
+else
+	$(VENV)/bin/kn-lens reproduce "$(MODEL)" --out "demo-out/$(notdir $(MODEL))"
+endif
 
 test: lint
 	$(RUN) -m pytest
+
+# Chromium comes from the system's packages; where they cannot be installed the tests say what is missing and skip.
+test-browser: install
+	@command -v chromium || command -v chromium-browser || command -v google-chrome || \
+	  apt-get install -y -q chromium || sudo -n apt-get install -y -q chromium || \
+	  echo 'No Chromium, and it cannot be installed here: install chromium or google-chrome' >&2
+	$(RUN) -m pytest -rs tests/report tests/plots/test_export.py
+
+notebooks: install
+	$(RUN) notebooks/execute.py
 
 lint: install
 	$(RUN) -m ruff check .

@@ -7,11 +7,11 @@ import sys
 import typer
 
 from kn_lens.cli.compare import compare
-from kn_lens.cli.demo import demo
 from kn_lens.cli.evaluate import EvaluateCommand, evaluate
 from kn_lens.cli.heads import heads
 from kn_lens.cli.localize import localize, models
 from kn_lens.cli.patch import knockout, patch
+from kn_lens.cli.reproduce import report, reproduce
 from kn_lens.cli.rome import rome
 from kn_lens.cli.suppress import count, suppress
 from kn_lens.cli.trace import trace
@@ -27,7 +27,7 @@ app = typer.Typer(
 for command in (models, localize, suppress, heads, trace, patch, knockout, rome):
     app.command()(command)
 app.command(cls=EvaluateCommand)(evaluate)
-for command in (count, compare, demo):
+for command in (count, compare, reproduce, report):
     app.command()(command)
 
 

@@ -59,11 +59,13 @@ def evaluate(
     dtype: Dtype = "float32",
 ) -> None:
     """Make edits one at a time, and judge each by the criteria. With --out, a run that broke off is taken up again."""
-    from kn_lens.runs.evaluate import EvaluateSettings, check_editors, journal_names, save_evaluations
-    from kn_lens.runs.evaluate import evaluate as run
-    from kn_lens.runs.evaluated import Evaluated
+    from kn_lens.criteria.journal import finished_parts
+    from kn_lens.experiments.evaluate_editors import EvaluateSettings, check_editors
+    from kn_lens.experiments.evaluate_editors import evaluate as run
+    from kn_lens.experiments.evaluated import Evaluated
+    from kn_lens.runs.evaluate import journal_names, journals_in, save_evaluations
     from kn_lens.runs.output import check_output
-    from kn_lens.runs.unfinished import check_parts, check_unfinished, finished_parts, unfinished, unfinished_folder
+    from kn_lens.runs.unfinished import check_parts, check_unfinished, unfinished, unfinished_folder
 
     settings = EvaluateSettings(
         editors=tuple(dict.fromkeys(editor or ["rome"])),
@@ -99,12 +101,13 @@ def evaluate(
     check_editors(loaded, settings)
     found: list[Evaluated] = []
     try:
-        with nullcontext(None) if out is None else unfinished(out, about) as journals:
+        with nullcontext(None) if out is None else unfinished(out, about) as kept_in:
+            journals = None if kept_in is None else journals_in(kept_in)
             for entry in sets:
                 explain(entry, loaded)
                 found.append(run(loaded, entry, settings, journals=journals, tell=partial(typer.echo, err=True)))
-                if len(found[-1].cases) < edits:
-                    typer.echo(f"{entry.name}: {len(found[-1].cases)} of the {edits} edits asked for can be made.")
+                if found[-1].drawn < edits:
+                    typer.echo(f"{entry.name}: {found[-1].drawn} of the {edits} edits asked for can be made.")
                 _show(found[-1])
             for one in found:
                 for heading, sentences in one.findings().items():
@@ -126,11 +129,11 @@ def _show(found: Any) -> None:
     """The tables of one data set."""
     from kn_lens.criteria.evaluation import FAILED
     from kn_lens.criteria.scores import GATED
-    from kn_lens.runs.evaluated import short_cascade, short_summary
+    from kn_lens.experiments.evaluated import short_cascade, short_summary
 
-    report_dropped(found.data, found.cases.dropped)
+    report_dropped(found.data, found.dropped)
     for name, one in found.evaluations.items():
-        more = [entry for entry in one.dropped[len(found.cases.dropped) :] if not entry.reason.startswith(FAILED)]
+        more = [entry for entry in one.dropped[len(found.dropped) :] if not entry.reason.startswith(FAILED)]
         report_dropped(f"{found.data}, {name}", more)
     show(short_summary(found.summary()), f"{found.data}: success before and after edits, 95 % intervals")
     labels = found.by_label()

@@ -11,14 +11,17 @@ which is one of two. The table says how many flip at most and at the largest k.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from kn_lens.errors import KnLensError, PromptError, SettingsError
+from kn_lens.experiments.localizations import kept_localization, localization_about
+from kn_lens.experiments.pieces import Pieces
 from kn_lens.experiments.site_comparison import SiteComparison, SiteResult
 from kn_lens.localization.ablation import ablation_curve
-from kn_lens.localization.localize import Localization, LocalizeSettings, localize
+from kn_lens.localization.curve import AblationCurve
+from kn_lens.localization.localize import Localization, LocalizeSettings
 from kn_lens.models.kind import model_name
 from kn_lens.prompts.batch import PromptBatch
 from kn_lens.prompts.load import load_prompts
@@ -50,6 +53,7 @@ def compare_sites(
     controls: int = 100,
     positions: Positions = "target",
     ablation: Ablation = "zero",
+    pieces: Pieces | None = None,
     progress: bool = True,
 ) -> SiteComparison:
     """Compare sites on facts and on agreement: how local, and what taking units away does.
@@ -67,6 +71,7 @@ def compare_sites(
         controls: Draws of random units; the curves, which draw for every k, take 20 of them at most.
         positions: Where units are read and taken away.
         ablation: What units are set to: ``"zero"`` (default), ``"mean"`` or ``"resample"``.
+        pieces: Where parts that are done are found and kept; by default nowhere.
         progress: Show progress bars.
 
     Raises:
@@ -86,13 +91,15 @@ def compare_sites(
         positions=positions,
         ablation=ablation,
     )
+    pieces = pieces or Pieces()
     entries = []
     for entry in sets:
         for site in sites:
             wanted = LocalizeSettings(site=site, positions=positions, groups=groups, prompts=per_group, seed=seed)
             try:
-                found = localize(model, entry, wanted, progress=progress)
-                entries.append(take_away(model, found, controls, seed, positions, ablation, progress))
+                found = kept_localization(model, entry, wanted, pieces, progress)
+                about = localization_about(entry, wanted)
+                entries.append(take_away(model, found, controls, seed, positions, ablation, progress, pieces, about))
             except KnLensError as error:
                 raise type(error)(f"{entry.name}, site {site}: {error}") from error
     return SiteComparison(
@@ -114,14 +121,27 @@ def compare_sites(
 
 
 def take_away(
-    model: Any, found: Localization, controls: int, seed: int, positions: Positions, ablation: Ablation, progress: bool
+    model: Any,
+    found: Localization,
+    controls: int,
+    seed: int,
+    positions: Positions,
+    ablation: Ablation,
+    progress: bool,
+    pieces: Pieces | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> SiteResult:
-    """Take away what was found on one half of the prompts from the other: the units found, and more and more."""
+    """Take away what was found on one half of the prompts from the other: the units found, and more and more.
+
+    With ``pieces``, ``about`` tells what the localization depends on.
+    """
     if not found.test:
         raise PromptError(
             f"no prompts are left to test on: each group drawn has a single one that "
             f"{model_name(model)} can be asked; take more groups, or data with more prompts of each"
         )
+    pieces = pieces or Pieces()
+    about = {**(about or {}), "seed": seed, "controls": controls, "positions": positions, "ablation": ablation}
     held_out = PromptBatch.from_prompts(model, [found.scores.prompts[index] for index in found.test])
     answered = keep_answered(model, held_out, "ablation curves")
     if ablation != "zero":
@@ -129,17 +149,24 @@ def take_away(
     site: str = found.scores.site
     shared: dict[str, Any] = {"positions": positions, "ablation": ablation, "seed": seed, "progress": progress}
     units = {group: list(result.units) for group, result in found.found.items()}
+    most = min(controls, _MOST_CURVE_DRAWS)
     return SiteResult(
         found=found,
-        effect=suppress(model, held_out, units, site=site, controls=controls, **shared)
-        if any(units.values())
-        else _no_effect(model, held_out, site, shared),
-        curve=ablation_curve(
-            model,
-            answered,
-            found.scores.select(found.selection),
-            controls=min(controls, _MOST_CURVE_DRAWS),
-            **shared,
+        effect=pieces.keep(
+            f"effect-{found.data}-{site}",
+            about,
+            UnitEffect,
+            lambda: (
+                suppress(model, held_out, units, site=site, controls=controls, **shared)
+                if any(units.values())
+                else _no_effect(model, held_out, site, shared)
+            ),
+        ),
+        curve=pieces.keep(
+            f"curve-{found.data}-{site}",
+            about,
+            AblationCurve,
+            lambda: ablation_curve(model, answered, found.scores.select(found.selection), controls=most, **shared),
         ),
     )
 

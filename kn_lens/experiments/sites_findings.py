@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from kn_lens.experiments.localizations import KIND_NAMES
 from kn_lens.sites import UNIT_NAMES
 
 if TYPE_CHECKING:
@@ -36,6 +37,33 @@ def sites_findings(table: pd.DataFrame) -> list[str]:
         pairs = [row for row in here if row["kind"] != "facts"]
         said += [_kinds(fact, pair) for fact in facts for pair in pairs]
     return said
+
+
+def headline(table: pd.DataFrame) -> str:
+    """All data sets in short: what half of the answers cost at each site, and at which less must be taken away."""
+    rows: list[Row] = table.to_dict("records")  # type: ignore[assignment]
+    prices, sizes = [], []
+    for data in dict.fromkeys(row["data"] for row in rows):
+        here = [row for row in rows if row["data"] == data]
+        name = f"{KIND_NAMES[here[0]['kind']]} ({data})"
+        reached = [row for row in here if not math.isnan(row["half: units"])]
+        never = [_name(row, 2) for row in here if row not in reached]
+        said = [f"without {' or '.join(map(_price, reached))}"] if reached else []
+        said += [f"not without {' or '.join(never)}, as far as the curve goes"] if never else []
+        prices.append(f"of {name} {', but '.join(said)}")
+        if len(reached) == 2 and reached[0]["half: norm"] != reached[1]["half: norm"]:
+            less, more = sorted(reached, key=lambda row: row["half: norm"])
+            against = f"{less['half: norm']:.2f} against {more['half: norm']:.2f}"
+            sizes.append(f"{name} hang more on {_name(less, 2)} ({against}{_hedge(less, more, 'norm', '; ')})")
+    said = f"Half of the answers flip: {'; '.join(prices)}."
+    if sizes:
+        said += f" By output taken away, over the size of the residual stream, {', '.join(sizes)}."
+    return said
+
+
+def _price(row: Row) -> str:
+    units = row["half: units"]
+    return f"{_count(units)} {_name(row, units)} ({100 * row['half: share of units']:.2g}% of all)"
 
 
 def _locality(rows: list[Row]) -> str:
@@ -147,12 +175,13 @@ def _kinds(fact: Row, pair: Row) -> str:
     )
 
 
-def _hedge(first: Row, second: Row, currency: str) -> str:
-    """Nothing where the intervals lie apart."""
+def _hedge(first: Row, second: Row, currency: str, apart: str = " (") -> str:
+    """Nothing where the intervals lie apart; else words in brackets, or behind what sets them ``apart``."""
     low, high = ([row[f"half: {currency} {end}"] for row in (first, second)] for end in ("low", "high"))
+    end = ")" if apart == " (" else ""
     if any(map(math.isnan, [*low, *high])):
-        return " (no intervals: too few groups)"
-    return "" if high[0] < low[1] or high[1] < low[0] else " (their intervals overlap)"
+        return f"{apart}no intervals: too few groups{end}"
+    return "" if high[0] < low[1] or high[1] < low[0] else f"{apart}their intervals overlap{end}"
 
 
 def _interval(row: Row, of: str) -> str:

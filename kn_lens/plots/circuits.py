@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -52,8 +52,13 @@ class CircuitPage:
     subtitle: str
     parts: tuple[_Part, ...]
 
-    def fragment(self) -> str:
-        """HTML to put into a page: headings, the elements, and one script."""
+    def fragment(self, script: bool = True) -> str:
+        """HTML to put into a page: headings, the elements, and the script that draws them.
+
+        Args:
+            script: Carry circuitsvis with it. A page of several fragments carries it once: :func:`circuits_script`,
+                before the first of them.
+        """
         boxes, calls = [], []
         for part in self.parts:
             name = f"circuits-{uuid4().hex[:12]}"
@@ -65,8 +70,8 @@ class CircuitPage:
         head = (
             f"<h2 style='margin:0'>{html.escape(self.title)}</h2><p style='color:#555'>{html.escape(self.subtitle)}</p>"
         )
-        script = "\n".join([_bundle(), *calls])
-        return f"<div style='{_STYLE}'>{head}{''.join(boxes)}</div>\n<script type='module'>\n{script}\n</script>"
+        text = "\n".join([*([_bundle()] if script else []), *calls])
+        return f"<div style='{_STYLE}'>{head}{''.join(boxes)}</div>\n<script type='module'>\n{text}\n</script>"
 
     def html(self) -> str:
         """A whole page, which opens without a network."""
@@ -89,8 +94,33 @@ class CircuitPage:
             raise OutputError(f"cannot write {path}: {error.strerror or error}") from None
         return path
 
+    def to_json(self) -> dict[str, Any]:
+        """The page as JSON can hold it; :meth:`from_json` reads it."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> CircuitPage:
+        """The page that :meth:`to_json` told of.
+
+        Raises:
+            OutputError: If the fields are of no such page.
+        """
+        try:
+            parts = tuple(_Part(**part) for part in fields["parts"])
+            return cls(title=fields["title"], subtitle=fields["subtitle"], parts=parts)
+        except (KeyError, TypeError) as error:
+            raise OutputError(f"this is no page of circuitsvis elements ({error!r}); make it again") from None
+
     def _repr_html_(self) -> str:
         return self.fragment()
+
+
+def circuits_script() -> str:
+    """JavaScript that sets ``window.CircuitsVis``, for a page of several fragments that carry no script themselves.
+
+    It stands in a ``<script>`` of either type before the first fragment, and loads nothing.
+    """
+    return f"window.CircuitsVis = window.CircuitsVis || (() => {{\n{_bundle()}\nreturn CircuitsVis;\n}})();"
 
 
 def attention_of_heads(model: Any, prompt: Prompt | PromptBatch, heads: Sequence[Unit]) -> CircuitPage:

@@ -114,7 +114,7 @@ def generations(frame: pd.DataFrame, subtitle: str = "") -> go.Figure:
 
 def _marked(before: str, after: str) -> tuple[str, str]:
     """Two texts as cells, each word from the first one that differs in bold."""
-    words = before.split(), after.split()
+    words = _short(before), _short(after)
     same = 0
     for first, second in zip(*words, strict=False):
         if first != second:
@@ -126,3 +126,12 @@ def _marked(before: str, after: str) -> tuple[str, str]:
         for text in words
     )
     return first, second
+
+
+def _short(text: str) -> list[str]:
+    """The words of a text; a mark that is repeated to its end, as by a model that knows one sentence, once, and "…"."""
+    words = text.split()
+    end = len(words)
+    while end > 1 and words[end - 2] == words[-1]:
+        end -= 1
+    return words if len(words) - end < 3 else [*words[:end], "…"]

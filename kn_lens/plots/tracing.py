@@ -143,6 +143,7 @@ def trace_averages(
     figure.add_hline(y=0, line_color=INK, line_width=1)
     figure.update_annotations(font_size=13)  # the names of the subplots
     figure.update_yaxes(matches="y")
+    figure.layout.yaxis.matches = None  # an axis cannot follow itself
     for row in range(1, down + 1):
         figure.update_yaxes(title=f"effect on {METRIC_NAMES[name]}, {METRIC_UNITS[name]}", row=row, col=1)
     same = len({how(trace) for trace in named.values()}) == 1

@@ -17,9 +17,9 @@ from kn_lens.prompts.load import data_hash
 from kn_lens.prompts.minimal_pairs import MinimalPairs
 from kn_lens.prompts.prompt import Prompt, count_reasons
 from kn_lens.prompts.relations import Relation
-from kn_lens.runs.draw import asked_of, cued_prompts
 from kn_lens.runs.output import output_folder, slug
 from kn_lens.tracing.attention_knockout import attention_knockout
+from kn_lens.tracing.draw import asked_of, cued_prompts
 from kn_lens.tracing.knockout_trace import KnockoutTrace
 from kn_lens.tracing.metrics import METRICS, check_metric
 

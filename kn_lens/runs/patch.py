@@ -16,10 +16,10 @@ from kn_lens.prompts.load import data_hash
 from kn_lens.prompts.minimal_pairs import MinimalPairs
 from kn_lens.prompts.prompt import count_reasons
 from kn_lens.prompts.relations import Relation
-from kn_lens.runs.draw import asked_of, cued_prompts
 from kn_lens.runs.output import output_folder, slug
 from kn_lens.tracing.activation_patching import COMPONENTS, activation_patching, check_positions
 from kn_lens.tracing.attribution_patching import attribution_patching, without_gradient
+from kn_lens.tracing.draw import asked_of, cued_prompts
 from kn_lens.tracing.metrics import check_metric
 from kn_lens.tracing.pairs_of_runs import check_direction
 from kn_lens.tracing.patch_effects import PatchEffects

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from kn_lens.criteria.journal import finished_parts
 from kn_lens.errors import OutputError
 
 SUFFIX = ".partial"
@@ -93,9 +94,3 @@ def unfinished(out: Path, settings: Mapping[str, Any]) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
         raise
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def finished_parts(place: Path) -> int:
-    """How many parts the journals of a folder, or one journal, tell of."""
-    paths = [place] if place.suffix == ".jsonl" else sorted(place.rglob("*.jsonl"))
-    return sum(max(path.read_bytes().count(b"\n") - 1, 0) for path in paths if path.is_file())

@@ -12,9 +12,10 @@ import pytest
 
 import kn_lens as kn
 from kn_lens.errors import DataError, OutputError, PromptError, SettingsError
+from kn_lens.experiments.pieces import Pieces
 from kn_lens.experiments.site_comparison import SiteComparison
 from kn_lens.experiments.sites import compare_sites, take_away
-from kn_lens.experiments.sites_findings import sites_findings
+from kn_lens.experiments.sites_findings import headline, sites_findings
 from kn_lens.localization.ablation import ablation_curve
 from kn_lens.localization.measures import concentration
 
@@ -244,6 +245,44 @@ def test_a_site_without_units_is_kept(result: SiteComparison, organism: Any) -> 
     assert "the search finds no heads" in made.findings()[0]
     assert len(made.units_frame()) == 0
     assert set(made.figures()) == {"curves", "table", "accuracy", "layers", "heads"}
+
+
+def test_parts_that_are_done_are_not_made_again(result: SiteComparison, organism: Any, tmp_path: Path) -> None:
+    model, draw = organism("tiny-causal"), {**DRAW, "seed": 1, "progress": False}
+    first = compare_sites(model, "P36", ("head",), pieces=Pieces(tmp_path), **draw)
+    pd.testing.assert_frame_equal(first.to_frame(), result.to_frame().iloc[[1]].reset_index(drop=True))
+    names = sorted(path.name.rpartition("-")[0] for path in tmp_path.iterdir())
+    assert names == ["curve-P36-head", "effect-P36-head", "localization-P36-head"]
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    again = compare_sites(model, "P36", ("head",), pieces=Pieces(tmp_path), **draw)
+    pd.testing.assert_frame_equal(again.to_frame(), first.to_frame())
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == written
+    compare_sites(model, "P36", ("head",), pieces=Pieces(tmp_path), **{**draw, "controls": 3})
+    assert len([*tmp_path.iterdir()]) == 5  # found once, taken away with as many draws as were asked for
+
+
+def test_the_headline_tells_the_price_of_each_kind() -> None:
+    rows = [
+        table_row("F", "facts", "mlp", 20),
+        table_row("F", "facts", "head", 1),
+        table_row("A", "pairs", "mlp", 6, **{"half: norm": 0.05}),
+        table_row("A", "pairs", "head", 2, **{"half: norm low": 0.55, "half: norm high": 0.65}),
+    ]
+    assert headline(pd.DataFrame(rows)) == (
+        "Half of the answers flip: of facts (F) without 20 neurons (20% of all) or 1 head (1% of all); of agreement "
+        "(A) without 6 neurons (6% of all) or 2 heads (2% of all). By output taken away, over the size of the residual "
+        "stream, facts (F) hang more on heads (0.10 against 2.00), agreement (A) hang more on neurons (0.05 against "
+        "0.20; their intervals overlap)."
+    )
+    rows = [table_row("F", "facts", "mlp", 20), table_row("F", "facts", "head", math.nan)]
+    assert headline(pd.DataFrame(rows)) == (
+        "Half of the answers flip: of facts (F) without 20 neurons (20% of all), but not without heads, as far as the "
+        "curve goes."
+    )
+    rows = [table_row("A", "pairs", site, math.nan) for site in ("mlp", "head")]
+    assert headline(pd.DataFrame(rows)) == (
+        "Half of the answers flip: of agreement (A) not without neurons or heads, as far as the curve goes."
+    )
 
 
 def test_errors_name_the_data_set_and_the_site(organism: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -93,6 +94,22 @@ def test_tokens_cannot_end_the_script() -> None:
     assert "&lt;b&gt;</h3>" in text
 
 
+def test_a_page_is_read_back(random_model) -> None:
+    page = kn.plots.attention_of_heads(random_model("llama"), questions(random_model("llama"), 1)[0], [(2, 3), (0, 1)])
+    assert circuits.CircuitPage.from_json(json.loads(json.dumps(page.to_json()))) == page
+    with pytest.raises(OutputError, match="no page of circuitsvis elements"):
+        circuits.CircuitPage.from_json({"title": "", "subtitle": "", "parts": [{"heading": ""}]})
+
+
+def test_fragments_can_share_a_script() -> None:
+    part = circuits._Part("", "ColoredTokens", {"tokens": ["a"], "values": [1.0]})
+    fragment = circuits.CircuitPage("A", "", (part,)).fragment(script=False)
+    assert "var CircuitsVis=" not in fragment
+    assert fragment.count("CircuitsVis.render(") == 1
+    assert circuits.circuits_script().count("var CircuitsVis=") == 1
+    assert "</script" not in circuits.circuits_script()
+
+
 def text_drawn(browser: str, page: Path, profile: Path) -> str:
     """The words that a page shows, drawn without a network. A browser that hangs is tried again, then given up."""
     command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
@@ -126,6 +143,21 @@ def test_a_browser_without_a_network_draws_the_tokens(organism, tmp_path) -> Non
         assert any(shown[at : at + len(labels)] == labels for at in range(len(shown))), drawn["neurons"]
     assert "0:1 Zoomed" in drawn["heads"]
     assert "2:3" in drawn["heads"]
+
+
+@pytest.mark.parametrize("kind", ["text/javascript", "module"])
+def test_a_browser_draws_several_fragments_by_one_script(kind, tmp_path) -> None:
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("needs chromium")
+    words = (["one", "two"], ["three", "four"])
+    parts = [circuits._Part("", "ColoredTokens", {"tokens": tokens, "values": [0.5, 1.0]}) for tokens in words]
+    fragments = [circuits.CircuitPage("", "", (part,)).fragment(script=False) for part in parts]
+    page = tmp_path / "page.html"
+    head = f"<head><meta charset='utf-8'><script type='{kind}'>{circuits.circuits_script()}</script></head>"
+    page.write_text(f"<!doctype html><html>{head}<body>{''.join(fragments)}</body></html>", encoding="utf-8")
+    shown = text_drawn(browser, page, tmp_path / "profile").split()
+    assert [word for word in shown if word in ("one", "two", "three", "four")] == ["one", "two", "three", "four"]
 
 
 def test_units_that_are_not_there_are_refused(random_model, tmp_path) -> None:

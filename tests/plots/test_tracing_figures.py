@@ -11,11 +11,11 @@ import kn_lens as kn
 from kn_lens.errors import SettingsError
 from kn_lens.plots.layers import token_labels
 from kn_lens.plots.style import DIVERGING, SEQUENTIAL
-from kn_lens.runs.draw import cued_prompts
 from kn_lens.tracing.activation_patching import activation_patching
 from kn_lens.tracing.attention_knockout import attention_knockout
 from kn_lens.tracing.attribution_patching import attribution_patching
 from kn_lens.tracing.causal_trace import causal_trace
+from kn_lens.tracing.draw import cued_prompts
 
 
 def ask(model, name, groups=5):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kn_lens.criteria.evaluation import EditEvaluation
 from kn_lens.criteria.evaluation_findings import share_text
-from kn_lens.criteria.questions import EditCases
 from kn_lens.criteria.sweep import LayerSweep
+from kn_lens.experiments.saved import dropped_fields, dropped_of, read_fields, reading, write_fields, writing
+from kn_lens.prompts.prompt import Dropped
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,15 +25,58 @@ class Evaluated:
 
     Attributes:
         data: Its name.
-        cases: What was edited and asked.
+        data_hash: SHA-256 of the data.
+        criteria: Those that were asked for.
+        drawn: How many facts were drawn to be edited.
+        dropped: Facts and questions left out of the draw.
         evaluations: By the editor's name.
         sweeps: By the editor's name.
     """
 
     data: str
-    cases: EditCases
+    data_hash: str | None
+    criteria: tuple[str, ...]
+    drawn: int
+    dropped: tuple[Dropped, ...]
     evaluations: Mapping[str, EditEvaluation]
-    sweeps: Mapping[str, LayerSweep]
+    sweeps: Mapping[str, LayerSweep] = field(default_factory=dict)
+
+    def save(self, folder: Path) -> Path:
+        """Write the evaluations, the sweeps and the rest.
+
+        Raises:
+            OutputError: If they cannot be written.
+        """
+        with writing(folder):
+            fields = {"data": self.data, "sha256": self.data_hash, "criteria": list(self.criteria), "drawn": self.drawn}
+            fields |= {"evaluations": list(self.evaluations), "sweeps": list(self.sweeps)}
+            write_fields(folder, {**fields, "dropped": dropped_fields(self.dropped)})
+            for name, one in self.evaluations.items():
+                one.save(folder / f"evaluation-{name}")
+            for name, sweep in self.sweeps.items():
+                sweep.save(folder / f"sweep-{name}")
+        return folder
+
+    @classmethod
+    def load(cls, folder: Path) -> Evaluated:
+        """Read back what :meth:`save` wrote.
+
+        Raises:
+            OutputError: If the folder holds no evaluations.
+        """
+        with reading(folder, "evaluations"):
+            fields = read_fields(folder)
+            return cls(
+                data=fields["data"],
+                data_hash=fields["sha256"],
+                criteria=tuple(fields["criteria"]),
+                drawn=fields["drawn"],
+                dropped=dropped_of(fields["dropped"]),
+                evaluations={
+                    name: EditEvaluation.load(folder / f"evaluation-{name}") for name in fields["evaluations"]
+                },
+                sweeps={name: LayerSweep.load(folder / f"sweep-{name}") for name in fields["sweeps"]},
+            )
 
     def summary(self) -> pd.DataFrame:
         """The summaries of all editors, criterion by criterion."""
@@ -61,7 +106,7 @@ class Evaluated:
         return found | {f"{self.data}, {name}, layers": sweep.findings() for name, sweep in self.sweeps.items()}
 
     def _by_criterion(self, table: pd.DataFrame, *before: str) -> pd.DataFrame:
-        order = {name: at for at, name in enumerate(self.cases.criteria)}
+        order = {name: at for at, name in enumerate(self.criteria)}
         keys = table["criterion"].map(order)
         return (
             table.assign(_at=keys).sort_values([*before, "_at"], kind="stable", ignore_index=True).drop(columns="_at")

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kn_lens.criteria.questions import Question
 from kn_lens.criteria.scores import Answered
 from kn_lens.editing.rank_one import RankOneEdit
+from kn_lens.experiments.saved import (
+    dropped_fields,
+    dropped_of,
+    read_fields,
+    read_table,
+    reading,
+    write_fields,
+    write_tables,
+    writing,
+)
 from kn_lens.prompts.batch import PromptBatch
 from kn_lens.prompts.fact import Fact
 from kn_lens.prompts.prompt import Dropped
@@ -22,6 +33,7 @@ INVERSE_NEW, INVERSE_OLD = "inverse, new answer", "inverse, old answer"
 """Kinds of question."""
 
 _TOP = 5
+_TABLES = ("questions", "answers", "written")
 
 Top = list[list[tuple[str, float]]]
 """For each question the most probable first tokens of its answer, with their probabilities."""
@@ -52,6 +64,37 @@ class ShownEdit:
     written: pd.DataFrame
     inverse: str | None
     dropped: tuple[Dropped, ...]
+
+    def save(self, folder: Path) -> Path:
+        """Write the edit, its tables and the rest.
+
+        Raises:
+            OutputError: If they cannot be written.
+        """
+        with writing(folder):
+            fields = {"seconds": self.seconds, "own_old": self.own_old, "inverse": self.inverse}
+            write_fields(folder, {**fields, "dropped": dropped_fields(self.dropped)})
+            write_tables(folder, {name: getattr(self, name) for name in _TABLES})
+            self.edit.save(folder / "edit")
+        return folder
+
+    @classmethod
+    def load(cls, folder: Path) -> ShownEdit:
+        """Read back what :meth:`save` wrote.
+
+        Raises:
+            OutputError: If the folder holds no edit that was shown.
+        """
+        with reading(folder, "edit"):
+            fields = read_fields(folder)
+            return cls(
+                edit=RankOneEdit.load(folder / "edit"),
+                seconds=fields["seconds"],
+                own_old=fields["own_old"],
+                inverse=fields["inverse"],
+                dropped=dropped_of(fields["dropped"]),
+                **{name: read_table(folder, name) for name in _TABLES},
+            )
 
     @property
     def fact(self) -> Fact:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import kn_lens as kn
-from kn_lens.runs.draw import NO_CUE, asked_of, cued_prompts
 from kn_lens.runs.patch import PatchSettings
 from kn_lens.runs.patch import patch as run_patch
+from kn_lens.tracing.draw import NO_CUE, asked_of, cued_prompts
 
 
 def test_pairs_are_drawn_with_their_twins(organism) -> None:

@@ -1,0 +1,136 @@
+"""The paper's experiments on one model, one after another, each saved when it is done, and the report of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from kn_lens.errors import KnLensError
+from kn_lens.experiments.experiment import Experiment, experiment
+from kn_lens.experiments.pieces import Pieces
+from kn_lens.experiments.sizes import Size
+from kn_lens.models.hashing import weights_hash
+from kn_lens.models.kind import is_masked, model_name
+from kn_lens.prompts.load import load_prompts
+from kn_lens.results import provenance
+from kn_lens.runs.reproduction import (
+    PIECES,
+    Asked,
+    begin,
+    check_reproduction,
+    require_whole,
+    save_failure,
+    save_result,
+    state_of,
+)
+
+_COST = {"E1": 5.0, "E2": 3.0, "E3": 0.1, "E4": 0.5, "E5": 0.2, "E6": 5.0, "E7": 1.0, "E8": 9.0, "E9": 6.0}
+"""What share of the whole each takes, about; it serves to say how long it will still take, and nothing else."""
+
+Tell = Callable[[str], None]
+
+
+def reproduce(
+    model: Any,
+    out: Path,
+    *,
+    experiments: Sequence[str],
+    size: Size = "small",
+    seed: int = 0,
+    redo: Collection[str] = (),
+    line: str = "",
+    progress: bool = True,
+    tell: Tell = lambda text: None,
+    tell_result: Callable[[str, Experiment, Any], None] = lambda name, module, result: None,
+) -> list[str]:
+    """Run experiments that are not done yet, and save each.
+
+    Args:
+        model: A loaded model.
+        out: The folder of the reproduction, new or of the same model and settings.
+        experiments: Names, as :func:`~kn_lens.experiments.experiment.chosen` gives them.
+        size: ``"small"`` or ``"full"``.
+        seed: Of every draw.
+        redo: Names of experiments to run again.
+        line: The command line, for the report.
+        progress: Show progress bars.
+        tell: Called with what begins.
+        tell_result: Called with name, module and result of what is done.
+
+    Returns:
+        Names of the experiments that failed: their reasons are in the folder.
+
+    Raises:
+        OutputError: If the folder is of another run, holds a damaged result, or cannot be written.
+    """
+    asked = Asked(
+        model=model_name(model),
+        weights_hash=weights_hash(model),
+        size=size,
+        seed=seed,
+        dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
+    )
+    check_reproduction(out, vars(asked))
+    require_whole(out, [name for name in experiments if name not in redo])
+    begin(out, asked, experiments, {"line": line, **_about(model)})
+    pieces = Pieces(out / PIECES)
+    todo = [name for name in experiments if name in redo or state_of(out, name)[0] in ("not run", "failed")]
+    clock = _Clock(todo)
+    failed = []
+    for at, name in enumerate(todo, start=1):
+        module = experiment(name)
+        reason = module.unsuited(model)
+        if reason is not None:
+            tell(f"{name}: {module.TITLE} Not run: {reason}.")
+            save_failure(out, name, "unsuited", reason)
+            clock.skip(name)
+            continue
+        tell(f"{name} ({at} of {len(todo)}{clock.left()}): {module.TITLE}")
+        began = time.perf_counter()
+        try:
+            sets = [load_prompts(data) for data in module.data(model, size)]
+            result = module.run(model, sets, module.settings(model, size, seed), pieces=pieces, progress=progress)
+        except KnLensError as error:
+            tell(f"{name} could not be run: {error}")
+            save_failure(out, name, "failed", str(error))
+            failed.append(name)
+            clock.skip(name)
+            continue
+        save_result(out, name, result, time.perf_counter() - began)
+        clock.done(name)
+        tell_result(name, module, result)
+    return failed
+
+
+def _about(model: Any) -> dict[str, Any]:
+    cfg = model.cfg
+    return {
+        "kind": "masked" if is_masked(model) else "causal",
+        "shape": f"{cfg.n_layers} layers, {cfg.n_layers * cfg.d_mlp:,} neurons, {cfg.n_layers * cfg.n_heads:,} heads",
+        "date": datetime.now().astimezone().isoformat(timespec="minutes"),
+        "provenance": provenance(model),
+    }
+
+
+class _Clock:
+    """How long the rest will take, judged by what is done."""
+
+    def __init__(self, todo: Sequence[str]) -> None:
+        self._left = {name: _COST[name] for name in todo}
+        self._done = 0.0
+        self._began = time.perf_counter()
+
+    def skip(self, name: str) -> None:
+        self._left.pop(name)
+
+    def done(self, name: str) -> None:
+        self._done += self._left.pop(name)
+
+    def left(self) -> str:
+        if not self._done:
+            return ""
+        seconds = (time.perf_counter() - self._began) / self._done * sum(self._left.values())
+        return f", about {seconds / 60:.0f} min left" if seconds >= 60 else f", about {seconds:.0f} s left"
