@@ -70,8 +70,9 @@ _PUBLIC = {
     "suppression.suppress": ["enhance", "suppress"],
     "suppression.effect": ["UnitEffect"],
     "suppression.frequency_effect": ["FrequencyEffect", "frequency_effect"],
-    "experiments.site_comparison": ["SiteComparison"],
-    "experiments.sites": ["compare_sites"],
+    "experiments.experiment": ["experiment"],
+    "studies.site_comparison": ["SiteComparison"],
+    "studies.sites": ["compare_sites"],
     "frequency": ["PairCounts", "count_pairs", "load_counts"],
     "results": ["Result"],
     "tracing.activation_patching": ["activation_patching"],
@@ -118,8 +119,7 @@ if TYPE_CHECKING:
         SettingsError,
         UnitsError,
     )
-    from kn_lens.experiments.site_comparison import SiteComparison
-    from kn_lens.experiments.sites import compare_sites
+    from kn_lens.experiments.experiment import experiment
     from kn_lens.frequency import PairCounts, count_pairs, load_counts
     from kn_lens.localization.ablation import ablation_curve
     from kn_lens.localization.curve import AblationCurve
@@ -137,6 +137,8 @@ if TYPE_CHECKING:
     from kn_lens.prompts.relations import Relation
     from kn_lens.results import Result
     from kn_lens.scoring import accuracy, answers
+    from kn_lens.studies.site_comparison import SiteComparison
+    from kn_lens.studies.sites import compare_sites
     from kn_lens.suppression.effect import UnitEffect
     from kn_lens.suppression.frequency_effect import FrequencyEffect, frequency_effect
     from kn_lens.suppression.suppress import enhance, suppress

@@ -8,8 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from kn_lens.experiments.site_comparison import SiteComparison
 from kn_lens.localization.curve import AblationCurve
+from kn_lens.studies.site_comparison import SiteComparison
 from tests.test_cli import refused, run
 
 

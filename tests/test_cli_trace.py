@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 import kn_lens as kn
 from kn_lens.cli import app
 from kn_lens.errors import OutputError, SettingsError
-from kn_lens.experiments.traced import TraceSettings
 from kn_lens.runs.knockout import KnockoutSettings
 from kn_lens.runs.patch import PatchSettings
+from kn_lens.studies.traced import TraceSettings
 from kn_lens.tracing.draw import cued_prompts
 from kn_lens.tracing.knockout_trace import KnockoutTrace
 from kn_lens.tracing.patch_effects import PatchEffects

@@ -50,9 +50,20 @@ def test_editing(capsys: Any) -> None:
     assert success["symmetry"] < 0.5
 
 
+def test_an_experiment(capsys: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"kn": kn}
+    block, _, _ = BLOCKS[5].partition("kn.plots.export")  # which needs a browser; tests/plots/test_export.py has it
+    exec(block, names)
+    said = capsys.readouterr().out
+    assert all(sentence in said for sentence in names["e4"].findings(names["result"]))
+    assert said.count("Switching off the units") == len(names["e4"].verdicts(names["result"]))
+    assert "accuracy" in names["e4"].figures(names["result"])
+
+
 def test_the_corpus_of_an_organism() -> None:
     names: dict[str, Any] = {"kn": kn}
-    exec(BLOCKS[5], names)
+    exec(BLOCKS[6], names)
     assert names["corpus"].counts["determiner_noun", "these", "shoes"] > 100
     assert len(names["corpus"].truth.one_way) == 66
 

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 import kn_lens as kn
-from kn_lens.experiments.traced import Traced, TraceSettings, findings
-from kn_lens.experiments.traced import trace as run_trace
 from kn_lens.runs.knockout import KnockoutSettings
 from kn_lens.runs.knockout import findings as knockout_findings
 from kn_lens.runs.knockout import knockout as run_knockout
 from kn_lens.runs.patch import PatchSettings
 from kn_lens.runs.patch import findings as patch_findings
 from kn_lens.runs.patch import patch as run_patch
+from kn_lens.studies.traced import Traced, TraceSettings, findings
+from kn_lens.studies.traced import trace as run_trace
 from kn_lens.tracing.trace import CausalTrace
 
 

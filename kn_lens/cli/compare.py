@@ -22,8 +22,8 @@ def compare(
 ) -> None:
     """Do two models generalize alike? Localization, generality and symmetry of the same facts, side by side."""
     from kn_lens.errors import SettingsError
-    from kn_lens.experiments import generality
     from kn_lens.runs.output import check_output, output_folder
+    from kn_lens.studies import generality
 
     if len(models) != 2:
         raise SettingsError(f"{len(models)} models were named; name two")

@@ -60,12 +60,12 @@ def evaluate(
 ) -> None:
     """Make edits one at a time, and judge each by the criteria. With --out, a run that broke off is taken up again."""
     from kn_lens.criteria.journal import finished_parts
-    from kn_lens.experiments.evaluate_editors import EvaluateSettings, check_editors
-    from kn_lens.experiments.evaluate_editors import evaluate as run
-    from kn_lens.experiments.evaluated import Evaluated
     from kn_lens.runs.evaluate import journal_names, journals_in, save_evaluations
     from kn_lens.runs.output import check_output
     from kn_lens.runs.unfinished import check_parts, check_unfinished, unfinished, unfinished_folder
+    from kn_lens.studies.evaluate_editors import EvaluateSettings, check_editors
+    from kn_lens.studies.evaluate_editors import evaluate as run
+    from kn_lens.studies.evaluated import Evaluated
 
     settings = EvaluateSettings(
         editors=tuple(dict.fromkeys(editor or ["rome"])),
@@ -129,7 +129,7 @@ def _show(found: Any) -> None:
     """The tables of one data set."""
     from kn_lens.criteria.evaluation import FAILED
     from kn_lens.criteria.scores import GATED
-    from kn_lens.experiments.evaluated import short_cascade, short_summary
+    from kn_lens.studies.evaluated import short_cascade, short_summary
 
     report_dropped(found.data, found.dropped)
     for name, one in found.evaluations.items():

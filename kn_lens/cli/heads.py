@@ -44,9 +44,9 @@ def heads(
     dtype: Dtype = "float32",
 ) -> None:
     """Neurons or heads? How local each is, and how much must go before the answers flip."""
-    from kn_lens.experiments.sites import SITES, check_comparison, compare_sites
     from kn_lens.runs.heads import save_comparison, short_table
     from kn_lens.runs.output import check_output
+    from kn_lens.studies.sites import SITES, check_comparison, compare_sites
 
     options = {
         "groups": groups or None,

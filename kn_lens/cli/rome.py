@@ -47,11 +47,11 @@ def rome(
     dtype: Dtype = "float32",
 ) -> None:
     """Edit one fact by ROME: answers, inverse questions and texts before and after."""
-    from kn_lens.experiments.edit_fact import RomeSettings, edit_fact, inverse_prompts
-    from kn_lens.experiments.shown_edit import INVERSE_NEW, INVERSE_OLD, PARAPHRASE, PROMPT
     from kn_lens.prompts.fact import Fact
     from kn_lens.runs.output import check_output
     from kn_lens.runs.rome import save_edit
+    from kn_lens.studies.edit_fact import RomeSettings, edit_fact, inverse_prompts
+    from kn_lens.studies.shown_edit import INVERSE_NEW, INVERSE_OLD, PARAPHRASE, PROMPT
 
     settings = RomeSettings(
         layer=layer_of(layer),

@@ -53,10 +53,10 @@ def trace(
     dtype: Dtype = "float32",
 ) -> None:
     """Corrupt the cue, restore one state at a time: where does the answer come back?"""
-    from kn_lens.experiments.traced import TraceSettings, findings
-    from kn_lens.experiments.traced import trace as run
     from kn_lens.runs.output import check_output
     from kn_lens.runs.trace import save_traces
+    from kn_lens.studies.traced import TraceSettings, findings
+    from kn_lens.studies.traced import trace as run
 
     settings = TraceSettings(
         streams=tuple(dict.fromkeys(stream or ["resid"])),

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from kn_lens.experiments.saved import read_fields, reading, write_fields, writing
-from kn_lens.experiments.shares import grouped_share
 from kn_lens.statistics import bootstrap_mean
+from kn_lens.studies.saved import read_fields, reading, write_fields, writing
+from kn_lens.studies.shares import grouped_share
 from kn_lens.suppression.controls import distinct_draws, p_among, percentile_of
 from kn_lens.suppression.effect import AFTER, BEFORE, CONTROLS, UnitEffect
 

@@ -49,7 +49,7 @@ def _reliability(evaluations: Sequence[EditEvaluation], editor: str, claim: str,
     rule += f"{'below' if below else 'above'} {bar:.0%}; it does not hold if the interval lies on the other side."
     if not len(shares):
         return Verdict(experiment="E8", test=3, claim=claim, holds=None, measured="no edit could be judged", rule=rule)
-    estimate = _estimate("share of edits whose prompt gives the new answer", shares, bar, below=below)
+    estimate = _estimate("reliability, share of edits", shares, bar, below=below)
     names = " and ".join(one.data for one in evaluations)
     measured = (
         f"{editor}: the prompt gives the new answer after {_share(estimate)} of {count_text(len(shares), 'edit')}"
@@ -84,8 +84,9 @@ def _follows(evaluations: Sequence[EditEvaluation], editor: str, criterion: str)
         else:
             why = f"after none of {count_text(int(scored.sum()), 'edit')} by {editor} the prompt gives the new answer"
         measured = f"not to be judged: {why}"
-        return Verdict(experiment="E8", test=3, claim=claim, holds=None, measured=measured, rule=rule)
-    estimate = _estimate(f"share of cases in which {what}", counted, SELDOM, below=True)
+        short = "not to be judged"
+        return Verdict(experiment="E8", test=3, claim=claim, holds=None, measured=measured, rule=rule, short=short)
+    estimate = _estimate(f"{criterion}, share of cases", counted, SELDOM, below=True)
     names = " and ".join(one.data for one in asked)
     return Verdict(
         experiment="E8",

@@ -12,10 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from kn_lens.experiments.localizations import localized_sets
-from kn_lens.experiments.localized import KIND_NAMES, Localized, LocalizedSets, left_out_findings
-from kn_lens.experiments.pieces import Pieces
-from kn_lens.experiments.shares import around, grouped_share, mean_over_groups, told
 from kn_lens.experiments.sizes import Size, agreement_names, fact_names, localize_settings
 from kn_lens.experiments.verdicts import Estimate, Verdict, at_least
 from kn_lens.localization.localize import LocalizeSettings
@@ -28,6 +24,10 @@ from kn_lens.prompts.prompt import Dropped
 from kn_lens.prompts.relations import Relation
 from kn_lens.sites import UNIT_NAMES
 from kn_lens.statistics import MeanDifference, mean_difference
+from kn_lens.studies.localizations import localized_sets
+from kn_lens.studies.localized import KIND_NAMES, Localized, LocalizedSets, left_out_findings
+from kn_lens.studies.pieces import Pieces
+from kn_lens.studies.shares import around, grouped_share, mean_over_groups, told
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -163,6 +163,8 @@ def verdicts(result: LocalizedSets) -> list[Verdict]:
             measured=f"|KN| of facts {units['facts']:.1f} ({units['groups of facts']} groups), of agreement "
             f"{units['agreement']:.1f} ({units['groups of agreement']} groups): difference "
             f"{told(more.difference, '+.1f')}{around(more.low, more.high, '+.1f')}",
+            short=f"|KN| {units['agreement']:.1f} against {units['facts']:.1f}: {told(-more.difference, '+.1f')}"
+            f"{around(-more.high, -more.low, '+.1f')}",
             rule=f"It holds if |KN| of agreement is at most {MORE:g} above that of facts, and fails if it is more than "
             f"that above, with the whole 95 % interval over groups.",
         ),

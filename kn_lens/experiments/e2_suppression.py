@@ -19,14 +19,14 @@ from kn_lens.experiments.number_units import (
     number_data,
     number_settings,
 )
-from kn_lens.experiments.pieces import Pieces
-from kn_lens.experiments.shares import around
 from kn_lens.experiments.verdicts import SELDOM, Estimate, Verdict
 from kn_lens.plots import probability_change
 from kn_lens.prompts.minimal_pairs import MinimalPairs
 from kn_lens.prompts.prompt import Dropped
 from kn_lens.prompts.relations import Relation
 from kn_lens.statistics import PairedDifference, paired_difference, wilson_interval
+from kn_lens.studies.pieces import Pieces
+from kn_lens.studies.shares import around
 from kn_lens.suppression.controls import p_among
 from kn_lens.suppression.effect import AFTER, BEFORE, OWN_FOIL, OWN_TARGET, UnitEffect
 
@@ -128,6 +128,7 @@ def verdicts(result: NumberUnits) -> list[Verdict]:
             claim="Switching the number units off shifts probabilities",
             holds=_shifts(effect),
             measured=_measured(effect),
+            short=f"log p {_nats(_row(effect))}" if len(effect) else "",
             rule=(
                 f"Holds if the paired t-test of log p(answer) before and after gives p < {LEVEL:g}, and p < {LEVEL:g} "
                 f"that random units shift its mean as much; fails if {COMMON:.0%} or more of the random draws do."
@@ -262,7 +263,7 @@ def _measured(effect: UnitEffect) -> str:
 def _nats(row: dict[str, Any]) -> str:
     """``"−0.35 [−0.39, −0.31] nats"``."""
     mean, low, high = (row[f"change of log p(good){end}"] for end in ("", " low", " high"))
-    return f"{mean:+.2g}{around(low, high, '+.2g')} nats".replace("-", "−")
+    return f"{mean:+.2f}{around(low, high, '+.2f')} nats".replace("-", "−")
 
 
 def _test(row: dict[str, Any]) -> str:

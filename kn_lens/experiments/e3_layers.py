@@ -12,10 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from kn_lens.experiments.localizations import localized_sets
-from kn_lens.experiments.localized import KIND_NAMES, Localized, LocalizedSets, left_out_findings
-from kn_lens.experiments.pieces import Pieces
-from kn_lens.experiments.shares import Share, grouped_share
 from kn_lens.experiments.sizes import Size, agreement_names, fact_names, localize_settings
 from kn_lens.experiments.verdicts import MOSTLY, Estimate, Verdict
 from kn_lens.localization.localize import LocalizeSettings
@@ -25,6 +21,10 @@ from kn_lens.prompts.minimal_pairs import MinimalPairs
 from kn_lens.prompts.prompt import Dropped
 from kn_lens.prompts.relations import Relation
 from kn_lens.sites import UNIT_NAMES
+from kn_lens.studies.localizations import localized_sets
+from kn_lens.studies.localized import KIND_NAMES, Localized, LocalizedSets, left_out_findings
+from kn_lens.studies.pieces import Pieces
+from kn_lens.studies.shares import Share, grouped_share
 from kn_lens.suppression.effect import layer_counts
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def verdicts(result: LocalizedSets) -> list[Verdict]:
     for kind, name in KIND_NAMES.items():
         share = upper_share(result.of_kind(kind))
         estimate = Estimate(
-            quantity=f"share of the units of {name} in the upper half of the layers",
+            quantity="share of units in the upper half",
             value=share.share,
             low=share.low,
             high=share.high,

@@ -14,10 +14,6 @@ import numpy as np
 
 from kn_lens.errors import SettingsError
 from kn_lens.experiments.answers import BEYOND, CHANGE, SwitchedOff, answer_row
-from kn_lens.experiments.localizations import kept_localizations, localization_about, require_kinds
-from kn_lens.experiments.localized import KIND_NAMES, dropped_sets, left_out_findings
-from kn_lens.experiments.pieces import Pieces
-from kn_lens.experiments.shares import around, told
 from kn_lens.experiments.sizes import CONTROLS, Size, agreement_names, fact_names, localize_settings
 from kn_lens.experiments.verdicts import SELDOM, Estimate, Verdict, at_most
 from kn_lens.localization.localize import Localization, LocalizeSettings
@@ -27,6 +23,10 @@ from kn_lens.prompts.minimal_pairs import MinimalPairs
 from kn_lens.prompts.prompt import Dropped
 from kn_lens.prompts.relations import Relation
 from kn_lens.sites import UNIT_NAMES
+from kn_lens.studies.localizations import kept_localizations, localization_about, require_kinds
+from kn_lens.studies.localized import KIND_NAMES, dropped_sets, left_out_findings
+from kn_lens.studies.pieces import Pieces
+from kn_lens.studies.shares import around, told
 from kn_lens.suppression.effect import UnitEffect
 from kn_lens.suppression.suppress import suppress
 
@@ -188,7 +188,7 @@ def verdicts(result: SwitchedOff) -> list[Verdict]:
             continue
         name, row = KIND_NAMES[kind], pooled[kind]
         estimate = Estimate(
-            quantity=f"share of answers flipped, {name}",
+            quantity="share of answers flipped",
             value=row["flipped"],
             low=row["flipped low"],
             high=row["flipped high"],
@@ -221,6 +221,7 @@ def verdicts(result: SwitchedOff) -> list[Verdict]:
                 f"{_change(row)} nats for {KIND_NAMES[kind]} ({row['prompts']} prompts of {row['groups']} groups)"
                 for kind, row in pooled.items()
             ),
+            short="; ".join(f"log p {_change(row)} nats, {KIND_NAMES[kind]}" for kind, row in pooled.items()),
             rule="It holds if the change of log p(target) lies below that with random units of the same layers for "
             "facts and for agreement, and fails if above for one of them, with the whole 95 % interval over groups.",
         )

@@ -21,13 +21,13 @@ from kn_lens.experiments.number_units import (
     number_data,
     number_settings,
 )
-from kn_lens.experiments.pieces import Pieces
 from kn_lens.experiments.verdicts import Verdict
 from kn_lens.plots import frequency_scatter
 from kn_lens.prompts.minimal_pairs import MinimalPairs
 from kn_lens.prompts.prompt import Dropped
 from kn_lens.prompts.relations import Relation
 from kn_lens.statistics import spearman_rows
+from kn_lens.studies.pieces import Pieces
 from kn_lens.suppression.controls import p_among
 from kn_lens.suppression.frequency_effect import FrequencyEffect
 from kn_lens.suppression.frequency_finding import NAMES, p_text, rho_text
@@ -119,6 +119,7 @@ def verdicts(result: NumberUnits) -> list[Verdict]:
             claim="The shift follows how often the two words stand together",
             holds=_follows(result),
             measured=_measured(result),
+            short=_short(result),
             rule=(
                 f"Holds if the 95 % interval of Spearman's ρ, of the change of log p(answer) and the pair's count, "
                 f"excludes 0, and p < {LEVEL:g} that random units give as large a |ρ|; fails if the interval includes "
@@ -180,6 +181,11 @@ def _follows(result: NumberUnits) -> bool | None:
     if found.low > 0 or found.high < 0:
         return True if _p_random(result, effect) < LEVEL else None
     return False if found.detectable <= WEAK else None
+
+
+def _short(result: NumberUnits) -> str:
+    effect = result.frequency
+    return "not measured" if effect is None else rho_text(effect.overall)
 
 
 def _measured(result: NumberUnits) -> str:

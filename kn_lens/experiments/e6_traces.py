@@ -15,12 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kn_lens.errors import KnLensError
-from kn_lens.experiments.pieces import Pieces
-from kn_lens.experiments.saved import plain, read_fields, reading, write_fields, writing
 from kn_lens.experiments.sizes import Size, quick
-from kn_lens.experiments.trace_likeness import Likeness, likeness
-from kn_lens.experiments.traced import Traced, TraceSettings, trace
-from kn_lens.experiments.traced import findings as trace_findings
 from kn_lens.experiments.verdicts import Estimate, Verdict
 from kn_lens.plots.tracing import causal_trace as token_map
 from kn_lens.plots.tracing import trace_averages
@@ -29,6 +24,11 @@ from kn_lens.prompts.minimal_pairs import MinimalPairs
 from kn_lens.prompts.prompt import Dropped
 from kn_lens.prompts.relations import Relation
 from kn_lens.results import provenance
+from kn_lens.studies.pieces import Pieces
+from kn_lens.studies.saved import plain, read_fields, reading, write_fields, writing
+from kn_lens.studies.trace_likeness import Likeness, likeness
+from kn_lens.studies.traced import Traced, TraceSettings, trace
+from kn_lens.studies.traced import findings as trace_findings
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -15,10 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from kn_lens.editing.rome import require_rome
 from kn_lens.errors import KnLensError, ModelError, PromptError
-from kn_lens.experiments.edit_fact import RomeSettings, edit_fact
-from kn_lens.experiments.pieces import Pieces
-from kn_lens.experiments.saved import dropped_fields, dropped_of, plain, read_fields, reading, write_fields, writing
-from kn_lens.experiments.shown_edit import ShownEdit
 from kn_lens.experiments.sizes import Size, quick
 from kn_lens.experiments.verdicts import Verdict
 from kn_lens.models.kind import is_masked, model_name
@@ -30,6 +26,10 @@ from kn_lens.prompts.prompt import Dropped
 from kn_lens.prompts.relations import Relation
 from kn_lens.results import provenance
 from kn_lens.scoring import answers
+from kn_lens.studies.edit_fact import RomeSettings, edit_fact
+from kn_lens.studies.pieces import Pieces
+from kn_lens.studies.saved import dropped_fields, dropped_of, plain, read_fields, reading, write_fields, writing
+from kn_lens.studies.shown_edit import ShownEdit
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -23,10 +23,6 @@ from kn_lens.criteria.scores import GATED
 from kn_lens.editing.edit import Editor, require_editable
 from kn_lens.errors import KnLensError, ModelError, PromptError, SettingsError
 from kn_lens.experiments.criteria_verdicts import criteria_verdicts
-from kn_lens.experiments.evaluate_editors import EvaluateSettings, check_editors
-from kn_lens.experiments.evaluated import Evaluated, joined
-from kn_lens.experiments.pieces import Pieces
-from kn_lens.experiments.saved import plain, read_fields, reading, write_fields, writing
 from kn_lens.experiments.sizes import Size, quick
 from kn_lens.experiments.verdicts import Verdict
 from kn_lens.models.kind import is_masked
@@ -36,6 +32,10 @@ from kn_lens.prompts.minimal_pairs import MinimalPairs
 from kn_lens.prompts.prompt import Dropped
 from kn_lens.prompts.relations import Relation
 from kn_lens.results import provenance
+from kn_lens.studies.evaluate_editors import EvaluateSettings, check_editors
+from kn_lens.studies.evaluated import Evaluated, joined
+from kn_lens.studies.pieces import Pieces
+from kn_lens.studies.saved import plain, read_fields, reading, write_fields, writing
 
 if TYPE_CHECKING:
     import pandas as pd

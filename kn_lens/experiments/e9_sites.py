@@ -1,7 +1,7 @@
 """Experiment E9: neurons beside attention heads. Which holds facts, which holds agreement?
 
 Beyond the paper, which calls for it: what was found (E1), taken away (E2, E4) and traced (E6) in neurons is found,
-taken away and traced in heads. See :mod:`kn_lens.experiments.sites` for how unlike things are compared.
+taken away and traced in heads. See :mod:`kn_lens.studies.sites` for how unlike things are compared.
 """
 
 from __future__ import annotations
@@ -12,15 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kn_lens.errors import PromptError, SettingsError
-from kn_lens.experiments.localizations import dropped_sets, left_out_findings
-from kn_lens.experiments.pieces import Pieces
-from kn_lens.experiments.saved import read_fields, reading, write_fields, writing
-from kn_lens.experiments.site_comparison import SiteComparison
-from kn_lens.experiments.sites import DATA, SITES, compare_sites
-from kn_lens.experiments.sites_findings import headline
 from kn_lens.experiments.sizes import CONTROLS, Size, agreement_names, fact_names, localize_settings, quick
-from kn_lens.experiments.traced import Traced, TraceSettings, trace
-from kn_lens.experiments.traced import findings as trace_findings
 from kn_lens.experiments.verdicts import Verdict
 from kn_lens.plots.circuits import CircuitPage, attention_of_heads
 from kn_lens.plots.tracing import head_trace
@@ -28,6 +20,14 @@ from kn_lens.prompts.minimal_pairs import MinimalPairs
 from kn_lens.prompts.positions import Positions
 from kn_lens.prompts.prompt import Dropped
 from kn_lens.prompts.relations import Relation
+from kn_lens.studies.localizations import dropped_sets, left_out_findings
+from kn_lens.studies.pieces import Pieces
+from kn_lens.studies.saved import read_fields, reading, write_fields, writing
+from kn_lens.studies.site_comparison import SiteComparison
+from kn_lens.studies.sites import DATA, SITES, compare_sites
+from kn_lens.studies.sites_findings import headline
+from kn_lens.studies.traced import Traced, TraceSettings, trace
+from kn_lens.studies.traced import findings as trace_findings
 from kn_lens.suppression.replacement import Ablation
 from kn_lens.tracing.draw import asked_of
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from kn_lens.errors import SettingsError, near_matches
-from kn_lens.experiments.pieces import Pieces
 from kn_lens.experiments.sizes import Size
 from kn_lens.experiments.verdicts import Verdict
 from kn_lens.prompts.minimal_pairs import MinimalPairs
 from kn_lens.prompts.prompt import Dropped
 from kn_lens.prompts.relations import Relation
+from kn_lens.studies.pieces import Pieces
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -15,8 +15,6 @@ from typing import Any
 
 from kn_lens.attribution.integrated_gradients import integrated_gradients
 from kn_lens.errors import DataError, PromptError, SettingsError
-from kn_lens.experiments.pieces import Pieces
-from kn_lens.experiments.saved import reading
 from kn_lens.experiments.sizes import CONTROLS, Size, quick
 from kn_lens.frequency import ENGLISH, check_source, load_counts
 from kn_lens.localization.search import KnowledgeNeurons, find_knowledge_neurons
@@ -30,6 +28,8 @@ from kn_lens.prompts.minimal_pairs import MinimalPairs
 from kn_lens.prompts.prompt import Dropped, Prompt
 from kn_lens.prompts.relations import Relation
 from kn_lens.results import Result
+from kn_lens.studies.pieces import Pieces
+from kn_lens.studies.saved import reading
 from kn_lens.suppression.effect import UnitEffect
 from kn_lens.suppression.frequency_effect import FrequencyEffect, frequency_effect
 from kn_lens.suppression.suppress import suppress

@@ -77,13 +77,13 @@ class Estimate:
         return (at_most if self.below else at_least)(self.low, self.high, self.bar)
 
     def __str__(self) -> str:
-        """``"share of answers flipped: 14 % [0 %, 33 %]"``, ``"Spearman's ρ: 0.70 [0.59, 0.78]"``."""
-        share = self.quantity.startswith("share")
+        """The number with its interval: ``"14 % [0 %, 33 %]"`` of a share, else ``"0.70 [0.59, 0.78]"``."""
+        share = "share" in self.quantity
         value, low, high = (
-            (f"{100 * number:.0f} %" if share else f"{number:.2f}").replace("-", "−")
+            (f"{100 * number:.0f} %" if share else f"{number:.2f}").replace("-0.00", "0.00").replace("-", "−")
             for number in (self.value, self.low, self.high)
         )
-        return f"{self.quantity}: {value}" + ("" if isnan(self.low) else f" [{low}, {high}]")
+        return value if isnan(self.low) else f"{value} [{low}, {high}]"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +97,8 @@ class Verdict:
         holds: Whether it holds of this model; None where the numbers cannot tell.
         measured: The numbers, with their interval and the counts behind them.
         rule: What would make it hold, and what would not.
-        estimate: The number behind it, where there is one.
+        estimate: The number behind it, where there is one between −1 and 1.
+        short: What was measured in a few words, where there is no such number.
     """
 
     experiment: str
@@ -107,11 +108,17 @@ class Verdict:
     measured: str
     rule: str
     estimate: Estimate | None = None
+    short: str = ""
 
     @property
     def brief(self) -> str:
-        """The number behind it, or all that was measured where there is no one number."""
-        return self.measured if self.estimate is None else str(self.estimate)
+        """The number behind it with its interval, for a table."""
+        return self.short or (self.measured if self.estimate is None else str(self.estimate))
+
+    @property
+    def quantity(self) -> str:
+        """What that number is, where the claim does not say."""
+        return "" if self.estimate is None else self.estimate.quantity
 
 
 def at_most(low: float, high: float, bar: float) -> bool | None:
@@ -125,16 +132,18 @@ def at_least(low: float, high: float, bar: float) -> bool | None:
 
 
 def overall(verdicts: Iterable[Verdict]) -> str:
-    """The verdicts of one test in a few words: ``"as the paper says (2 of 3 claims hold, 1 cannot be told)"``."""
+    """The verdicts of one test in a few words: ``"as the paper says (2 of 3 claims hold, 1 cannot be told)"``.
+
+    Where more claims are open than told, the test is open.
+    """
     held = [verdict.holds for verdict in verdicts]
     yes, no, open_ = held.count(True), held.count(False), held.count(None)
     if not held:
         return "not asked"
-    word = (
-        ("partly as the paper says" if no else "as the paper says")
-        if yes
-        else ("not as the paper says" if no else "cannot be told")
-    )
+    if open_ > yes + no:
+        word = "cannot be told"
+    else:
+        word = "partly as the paper says" if yes and no else "as the paper says" if yes else "not as the paper says"
     words = ((yes, "holds", "hold"), (no, "does not", "do not"), (open_, "cannot be told", "cannot be told"))
     parts = [f"{count} {one if count == 1 else more}" for count, one, more in words if count]
     of = f" of {len(held)} claim{'' if len(held) == 1 else 's'} "

@@ -21,6 +21,7 @@ class Row:
 
     experiment: str
     claim: str
+    quantity: str
     rule: str
     cells: Sequence[Verdict | None]
 
@@ -84,8 +85,9 @@ def claims(contents: Sequence[ModelReport], test: int) -> list[Row]:
                 cells[at] = verdict
     rows = []
     for (experiment, claim), cells in sorted(found.items(), key=lambda item: item[0][0]):
-        rule = next(verdict.rule for verdict in cells if verdict is not None)
-        rows.append(Row(experiment, claim, rule, cells))
+        told = [verdict for verdict in cells if verdict is not None]
+        quantity = next((verdict.quantity for verdict in told if verdict.quantity), "")
+        rows.append(Row(experiment, claim, quantity, told[0].rule, cells))
     return rows
 
 

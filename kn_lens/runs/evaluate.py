@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kn_lens.criteria.cases import EditData
-from kn_lens.experiments.evaluate_editors import EvaluateSettings, JournalOf
-from kn_lens.experiments.evaluated import Evaluated, joined
 from kn_lens.plots.editing import edit_cascade, edit_criteria
 from kn_lens.plots.layer_sweep import layer_sweep
 from kn_lens.prompts.prompt import count_reasons
 from kn_lens.runs.output import OutputFolder, output_folder, slug
+from kn_lens.studies.evaluate_editors import EvaluateSettings, JournalOf
+from kn_lens.studies.evaluated import Evaluated, joined
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kn_lens.experiments.site_comparison import SiteComparison
 from kn_lens.runs.output import output_folder
+from kn_lens.studies.site_comparison import SiteComparison
 
 if TYPE_CHECKING:
     import pandas as pd

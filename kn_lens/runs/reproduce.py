@@ -10,7 +10,6 @@ from typing import Any
 
 from kn_lens.errors import KnLensError
 from kn_lens.experiments.experiment import Experiment, experiment
-from kn_lens.experiments.pieces import Pieces
 from kn_lens.experiments.sizes import Size
 from kn_lens.models.hashing import weights_hash
 from kn_lens.models.kind import is_masked, model_name
@@ -26,6 +25,7 @@ from kn_lens.runs.reproduction import (
     save_result,
     state_of,
 )
+from kn_lens.studies.pieces import Pieces
 
 _COST = {"E1": 5.0, "E2": 3.0, "E3": 0.1, "E4": 0.5, "E5": 0.2, "E6": 5.0, "E7": 1.0, "E8": 9.0, "E9": 6.0}
 """What share of the whole each takes, about; it serves to say how long it will still take, and nothing else."""

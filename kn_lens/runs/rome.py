@@ -6,10 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from kn_lens.experiments.edit_fact import RomeSettings
-from kn_lens.experiments.shown_edit import ShownEdit
 from kn_lens.plots.single_edit import edit_losses, generations
 from kn_lens.runs.output import OutputFolder, output_folder
+from kn_lens.studies.edit_fact import RomeSettings
+from kn_lens.studies.shown_edit import ShownEdit
 
 
 def save_edit(out: Path, shown: ShownEdit, settings: RomeSettings) -> None:

@@ -7,13 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from kn_lens.experiments.traced import Traced, TraceSettings
 from kn_lens.plots.circuits import attention_of_heads, neuron_activations
 from kn_lens.plots.tracing import causal_trace as token_map
 from kn_lens.plots.tracing import head_trace, trace_averages
 from kn_lens.prompts.batch import PromptBatch
 from kn_lens.prompts.prompt import Prompt, count_reasons
 from kn_lens.runs.output import output_folder, slug
+from kn_lens.studies.traced import Traced, TraceSettings
 from kn_lens.tracing.draw import asked_of
 from kn_lens.tracing.trace import CausalTrace
 

@@ -12,15 +12,15 @@ import torch
 import kn_lens as kn
 from kn_lens.errors import OutputError, PromptError, SettingsError
 from kn_lens.experiments import e1_localization as e1
-from kn_lens.experiments.localizations import kept_localization, kept_localizations
-from kn_lens.experiments.localized import Localized, LocalizedSets
-from kn_lens.experiments.pieces import Pieces
-from kn_lens.experiments.shares import grouped_share, told
 from kn_lens.localization.localize import Localization, LocalizeSettings, localize
 from kn_lens.prompts.load import load_prompts
 from kn_lens.prompts.minimal_pairs import read_minimal_pairs
 from kn_lens.prompts.prompt import Dropped
 from kn_lens.statistics import wilson_interval
+from kn_lens.studies.localizations import kept_localization, kept_localizations
+from kn_lens.studies.localized import Localized, LocalizedSets
+from kn_lens.studies.pieces import Pieces
+from kn_lens.studies.shares import grouped_share, told
 
 SETTINGS = LocalizeSettings(groups=4, prompts=4, steps=4)
 NAMES = ("P36", "subject_verb_agreement")
@@ -211,4 +211,4 @@ def test_a_share_is_no_narrower_than_groups_or_prompts_allow() -> None:
     assert (none.low, none.high) == wilson_interval(0, 10)
     assert np.isnan(grouped_share([True, False], ["g", "g"]).low)
     assert told(-0.001, "+.2f") == "+0.00"
-    assert told(-0.2, "+.2f") == "-0.20"
+    assert told(-0.2, "+.2f") == "−0.20"

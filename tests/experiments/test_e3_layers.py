@@ -13,10 +13,10 @@ import torch
 
 from kn_lens.experiments import e1_localization as e1
 from kn_lens.experiments import e3_layers as e3
-from kn_lens.experiments.localized import Localized, LocalizedSets
-from kn_lens.experiments.pieces import Pieces
 from kn_lens.localization.localize import LocalizeSettings
 from kn_lens.prompts.load import load_prompts
+from kn_lens.studies.localized import Localized, LocalizedSets
+from kn_lens.studies.pieces import Pieces
 
 SETTINGS = LocalizeSettings(groups=3, prompts=4, steps=4)
 

@@ -14,11 +14,11 @@ from kn_lens.errors import OutputError, PromptError, SettingsError
 from kn_lens.experiments import e4_answers as e4
 from kn_lens.experiments.answers import SwitchedOff, answer_row
 from kn_lens.experiments.e4_answers import AnswersSettings
-from kn_lens.experiments.pieces import Pieces
 from kn_lens.localization.localize import LocalizeSettings, localize
 from kn_lens.prompts.load import load_prompts
 from kn_lens.scoring import answers
 from kn_lens.statistics import bootstrap_mean, wilson_interval
+from kn_lens.studies.pieces import Pieces
 from kn_lens.suppression.effect import UnitEffect
 
 SETTINGS = AnswersSettings(localize=LocalizeSettings(groups=4, prompts=4, steps=4), controls=20)
@@ -154,7 +154,7 @@ def test_probabilities_fall_or_not(facts: float, pairs: float, holds: bool) -> N
     result = made(effect(still, pairs=False, change=facts), effect(still, pairs=True, change=pairs))
     verdict = e4.verdicts(result)[2]
     assert verdict.holds is holds
-    assert f"{facts:+.2f}" in verdict.measured
+    assert f"{facts:+.2f}".replace("-", "−") in verdict.measured
 
 
 def test_probabilities_of_one_group_tell_nothing() -> None:

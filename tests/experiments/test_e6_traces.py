@@ -11,9 +11,9 @@ import pytest
 import kn_lens as kn
 from kn_lens.errors import OutputError, PromptError
 from kn_lens.experiments import e6_traces
-from kn_lens.experiments.pieces import Pieces
-from kn_lens.experiments.trace_likeness import likeness
-from kn_lens.experiments.traced import TraceSettings
+from kn_lens.studies.pieces import Pieces
+from kn_lens.studies.trace_likeness import likeness
+from kn_lens.studies.traced import TraceSettings
 from kn_lens.tracing.position_classes import CLASSES
 
 SETTINGS = TraceSettings(streams=("resid", "mlp", "attn"), corruption="zero", groups=5)

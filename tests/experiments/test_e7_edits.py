@@ -10,11 +10,11 @@ import pytest
 import kn_lens as kn
 from kn_lens.errors import ModelError, OutputError
 from kn_lens.experiments import e7_edits
-from kn_lens.experiments.edit_fact import RomeSettings
-from kn_lens.experiments.pieces import Pieces
-from kn_lens.experiments.shown_edit import PROMPT
 from kn_lens.prompts.batch import PromptBatch
 from kn_lens.scoring import answers
+from kn_lens.studies.edit_fact import RomeSettings
+from kn_lens.studies.pieces import Pieces
+from kn_lens.studies.shown_edit import PROMPT
 
 PARADIGMS = ("subject_verb_agreement", "determiner_noun_agreement_1")
 

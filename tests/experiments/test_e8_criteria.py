@@ -12,9 +12,9 @@ from kn_lens.criteria.evaluation import EditEvaluation
 from kn_lens.errors import ModelError, OutputError, SettingsError
 from kn_lens.experiments import e8_criteria
 from kn_lens.experiments.criteria_verdicts import criteria_verdicts
-from kn_lens.experiments.pieces import Pieces
 from kn_lens.experiments.verdicts import Verdict
 from kn_lens.statistics import wilson_interval
+from kn_lens.studies.pieces import Pieces
 
 SETTINGS = e8_criteria.Settings(edits={"rome": 6, "neurons": 4}, agreement={"rome": 3})
 DATA = ("P36", "P101", "subject_verb_agreement_distractor")

@@ -14,11 +14,11 @@ import torch
 import kn_lens as kn
 from kn_lens.errors import OutputError, PromptError, SettingsError
 from kn_lens.experiments import e9_sites as e9
-from kn_lens.experiments.localizations import kept_localization
-from kn_lens.experiments.pieces import Pieces
 from kn_lens.experiments.sizes import localize_settings
 from kn_lens.plots.circuits import CircuitPage
 from kn_lens.prompts.load import load_prompts
+from kn_lens.studies.localizations import kept_localization
+from kn_lens.studies.pieces import Pieces
 from kn_lens.tracing.draw import cued_prompts
 
 SETTINGS = e9.SitesSettings(groups=2, per_group=4, controls=3, traced=3, samples=2, seed=1)

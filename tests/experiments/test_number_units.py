@@ -23,10 +23,10 @@ from kn_lens.experiments.number_units import (
     number_data,
     number_settings,
 )
-from kn_lens.experiments.pieces import Pieces
 from kn_lens.models.kind import is_masked
 from kn_lens.organisms.corpus import load_corpus
 from kn_lens.prompts.cue_pairs import cue_pair
+from kn_lens.studies.pieces import Pieces
 
 SETTINGS = NumberSettings(searched=20, singular=15, controls=20, seed=3)
 

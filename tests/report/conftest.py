@@ -10,8 +10,6 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from kn_lens.experiments.site_comparison import SiteComparison
-from kn_lens.experiments.sites import compare_sites
 from kn_lens.experiments.verdicts import SELDOM, Estimate, Verdict
 from kn_lens.plots import attention_of_heads, neuron_activations
 from kn_lens.prompts.prompt import Dropped
@@ -19,6 +17,8 @@ from kn_lens.report.comparison import write_comparison
 from kn_lens.report.content import ModelReport, Section
 from kn_lens.report.page import write_report
 from kn_lens.results import provenance
+from kn_lens.studies.site_comparison import SiteComparison
+from kn_lens.studies.sites import compare_sites
 
 CLAIMS = (
     "Switching neurons off seldom changes answers",

@@ -44,7 +44,7 @@ def test_one_file_of_bounded_size_that_asks_for_nothing(which: str, pages: Pages
     bundles = [script for script in parsed.bare_scripts if len(script) > 200_000]
     assert len(bundles) == 2  # Plotly's and circuitsvis', each once
     assert sum("plotly.js v" in script[:200] for script in bundles) == 1
-    assert sum(script.startswith('"use strict";var CircuitsVis') for script in bundles) == 1
+    assert sum('"use strict";var CircuitsVis' in script for script in bundles) == 1
     asked = [found[name] for _, found in parsed.elements for name in ("src", "href", "data", "action") if name in found]
     assert all(address.startswith(("#", "data:")) for address in asked)
     style = re.search(r"<style>(.*?)</style>", getattr(pages, which).read_text(encoding="utf-8"), re.DOTALL)

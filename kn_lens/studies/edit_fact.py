@@ -18,7 +18,12 @@ from kn_lens.editing.hyperparameters import Position
 from kn_lens.editing.rome import Layer, require_rome, rome
 from kn_lens.editing.rows import EditSite
 from kn_lens.errors import DataError, PromptError, SettingsError, near_matches
-from kn_lens.experiments.shown_edit import (
+from kn_lens.models.kind import model_name
+from kn_lens.prompts.fact import Fact
+from kn_lens.prompts.load import load_relation
+from kn_lens.prompts.prompt import MASK, Dropped
+from kn_lens.prompts.tokens import TokenResolver
+from kn_lens.studies.shown_edit import (
     INVERSE_NEW,
     INVERSE_OLD,
     PARAPHRASE,
@@ -28,11 +33,6 @@ from kn_lens.experiments.shown_edit import (
     questions_frame,
     top_answers,
 )
-from kn_lens.models.kind import model_name
-from kn_lens.prompts.fact import Fact
-from kn_lens.prompts.load import load_relation
-from kn_lens.prompts.prompt import MASK, Dropped
-from kn_lens.prompts.tokens import TokenResolver
 
 _WRITTEN = 30  # tokens
 _OWN_WORD = 8  # tokens in which the model's own answer, a word, is looked for

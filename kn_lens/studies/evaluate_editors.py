@@ -17,8 +17,8 @@ from kn_lens.editing.edit import Editor, require_editable
 from kn_lens.editing.editors import EDITORS, editor_named
 from kn_lens.editing.rome import Layer, require_rome
 from kn_lens.errors import ModelError, SettingsError
-from kn_lens.experiments.evaluated import Evaluated
 from kn_lens.models.kind import is_masked, model_name
+from kn_lens.studies.evaluated import Evaluated
 
 JournalOf = Callable[[str, str, bool], Path | None]
 """Where the journal of (data, editor) lies, and, where the third is True, the journals of its sweep."""

@@ -59,7 +59,7 @@ def grouped_share(flags: Sequence[bool] | np.ndarray, groups: Sequence[Hashable]
 def told(value: float, form: str) -> str:
     """A number in a format; what rounds to −0 is 0."""
     text = format(value, form)
-    return format(0.0, form) if text.startswith("-") and not text.strip("-0.%") else text
+    return format(0.0, form) if text.startswith("-") and not text.strip("-0.%") else text.replace("-", "−")
 
 
 def around(low: float, high: float, form: str) -> str:

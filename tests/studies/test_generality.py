@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import kn_lens as kn
-from kn_lens.experiments import generality
 from kn_lens.organisms.facts_plan import training_templates
+from kn_lens.studies import generality
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import torch
 import kn_lens as kn
 from kn_lens.attribution.scores import AttributionScores
 from kn_lens.errors import OutputError
-from kn_lens.experiments.pieces import Pieces
+from kn_lens.studies.pieces import Pieces
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from kn_lens.criteria.evaluation import EditEvaluation
 from kn_lens.criteria.evaluation_findings import share_text
 from kn_lens.criteria.sweep import LayerSweep
-from kn_lens.experiments.saved import dropped_fields, dropped_of, read_fields, reading, write_fields, writing
 from kn_lens.prompts.prompt import Dropped
+from kn_lens.studies.saved import dropped_fields, dropped_of, read_fields, reading, write_fields, writing
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,7 +10,11 @@ from typing import TYPE_CHECKING, Any
 from kn_lens.criteria.questions import Question
 from kn_lens.criteria.scores import Answered
 from kn_lens.editing.rank_one import RankOneEdit
-from kn_lens.experiments.saved import (
+from kn_lens.prompts.batch import PromptBatch
+from kn_lens.prompts.fact import Fact
+from kn_lens.prompts.prompt import Dropped
+from kn_lens.scoring import target_distribution
+from kn_lens.studies.saved import (
     dropped_fields,
     dropped_of,
     read_fields,
@@ -20,10 +24,6 @@ from kn_lens.experiments.saved import (
     write_tables,
     writing,
 )
-from kn_lens.prompts.batch import PromptBatch
-from kn_lens.prompts.fact import Fact
-from kn_lens.prompts.prompt import Dropped
-from kn_lens.scoring import target_distribution
 
 if TYPE_CHECKING:
     import pandas as pd

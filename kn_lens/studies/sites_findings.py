@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from kn_lens.experiments.localizations import KIND_NAMES
 from kn_lens.sites import UNIT_NAMES
+from kn_lens.studies.localizations import KIND_NAMES
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from kn_lens.errors import SettingsError, near_matches
-from kn_lens.experiments.pieces import Pieces
-from kn_lens.experiments.saved import read_fields, reading, write_fields, writing
 from kn_lens.plots.wording import Total, amount, at_the, counted
 from kn_lens.prompts.batch import PromptBatch
 from kn_lens.prompts.load import data_hash
 from kn_lens.prompts.minimal_pairs import MinimalPairs
 from kn_lens.prompts.positions import Positions
 from kn_lens.prompts.relations import Relation
+from kn_lens.studies.pieces import Pieces
+from kn_lens.studies.saved import read_fields, reading, write_fields, writing
 from kn_lens.tracing.causal_trace import STREAMS, Direction, causal_trace
 from kn_lens.tracing.corruption import CorruptionName
 from kn_lens.tracing.draw import cued_prompts

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from jaxtyping import Float
 from torch import Tensor
 
-from kn_lens.experiments.saved import read_fields, reading, write_fields, writing
 from kn_lens.localization.localize import Localization
 from kn_lens.localization.measures import Concentration
 from kn_lens.prompts.prompt import Dropped
 from kn_lens.results import Result
 from kn_lens.sites import UNIT_NAMES
+from kn_lens.studies.saved import read_fields, reading, write_fields, writing
 
 if TYPE_CHECKING:
     import pandas as pd

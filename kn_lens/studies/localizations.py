@@ -12,16 +12,16 @@ from dataclasses import asdict
 from typing import Any
 
 from kn_lens.errors import PromptError, SettingsError
-from kn_lens.experiments.localized import KIND_NAMES as KIND_NAMES
-from kn_lens.experiments.localized import Localized, LocalizedSets
-from kn_lens.experiments.localized import dropped_sets as dropped_sets
-from kn_lens.experiments.localized import left_out_findings as left_out_findings
-from kn_lens.experiments.pieces import Pieces
 from kn_lens.localization.localize import Localization, LocalizeSettings, localize
 from kn_lens.models.kind import model_name
 from kn_lens.prompts.load import data_hash
 from kn_lens.prompts.minimal_pairs import MinimalPairs
 from kn_lens.prompts.relations import Relation
+from kn_lens.studies.localized import KIND_NAMES as KIND_NAMES
+from kn_lens.studies.localized import Localized, LocalizedSets
+from kn_lens.studies.localized import dropped_sets as dropped_sets
+from kn_lens.studies.localized import left_out_findings as left_out_findings
+from kn_lens.studies.pieces import Pieces
 
 log = logging.getLogger(__name__)
 

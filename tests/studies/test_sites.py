@@ -12,12 +12,12 @@ import pytest
 
 import kn_lens as kn
 from kn_lens.errors import DataError, OutputError, PromptError, SettingsError
-from kn_lens.experiments.pieces import Pieces
-from kn_lens.experiments.site_comparison import SiteComparison
-from kn_lens.experiments.sites import compare_sites, take_away
-from kn_lens.experiments.sites_findings import headline, sites_findings
 from kn_lens.localization.ablation import ablation_curve
 from kn_lens.localization.measures import concentration
+from kn_lens.studies.pieces import Pieces
+from kn_lens.studies.site_comparison import SiteComparison
+from kn_lens.studies.sites import compare_sites, take_away
+from kn_lens.studies.sites_findings import headline, sites_findings
 
 DRAW: dict[str, Any] = {"groups": 3, "per_group": 4, "controls": 12}
 

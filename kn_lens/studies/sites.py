@@ -16,9 +16,6 @@ from dataclasses import replace
 from typing import Any
 
 from kn_lens.errors import KnLensError, PromptError, SettingsError
-from kn_lens.experiments.localizations import kept_localization, localization_about
-from kn_lens.experiments.pieces import Pieces
-from kn_lens.experiments.site_comparison import SiteComparison, SiteResult
 from kn_lens.localization.ablation import ablation_curve
 from kn_lens.localization.curve import AblationCurve
 from kn_lens.localization.localize import Localization, LocalizeSettings
@@ -28,6 +25,9 @@ from kn_lens.prompts.load import load_prompts
 from kn_lens.prompts.minimal_pairs import MinimalPairs
 from kn_lens.prompts.positions import Positions
 from kn_lens.prompts.relations import Relation
+from kn_lens.studies.localizations import kept_localization, localization_about
+from kn_lens.studies.pieces import Pieces
+from kn_lens.studies.site_comparison import SiteComparison, SiteResult
 from kn_lens.suppression.effect import UnitEffect
 from kn_lens.suppression.replacement import Ablation, check_ablation
 from kn_lens.suppression.suppress import suppress

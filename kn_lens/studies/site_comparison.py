@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from kn_lens._version import __version__
 from kn_lens.errors import OutputError
-from kn_lens.experiments.sites_findings import sites_findings
 from kn_lens.localization.curve import AblationCurve, HalfPoint
 from kn_lens.localization.localize import Localization
 from kn_lens.localization.measures import concentration
@@ -19,6 +18,7 @@ from kn_lens.plots.localization import layers_of_units
 from kn_lens.plots.sites import ablation_curves, accuracy_taken, sites_table
 from kn_lens.prompts.prompt import count_reasons
 from kn_lens.sites import UNIT_NAMES
+from kn_lens.studies.sites_findings import sites_findings
 from kn_lens.suppression.effect import UnitEffect
 
 if TYPE_CHECKING:
