@@ -50,7 +50,7 @@ ifeq ($(MODEL),)
 	$(VENV)/bin/kn-lens reproduce tiny-masked --out demo-out/tiny-masked
 	$(VENV)/bin/kn-lens report demo-out/tiny-causal demo-out/tiny-masked --out demo-out/comparison.html
 else
-	$(VENV)/bin/kn-lens reproduce "$(MODEL)" --out "demo-out/$(notdir $(MODEL))"
+	$(VENV)/bin/kn-lens reproduce "$(MODEL)" --out "demo-out/$(notdir $(MODEL:/=))"
 endif
 
 test: lint

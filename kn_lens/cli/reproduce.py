@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,6 +26,7 @@ def reproduce(
     """The paper's experiments E1 to E9 on a model, and one report of them. A run that was stopped goes on."""
     from kn_lens.experiments.experiment import chosen
     from kn_lens.experiments.sizes import SIZES, check_size
+    from kn_lens.runs.output import MANIFEST
     from kn_lens.runs.reproduce import reproduce as run
     from kn_lens.runs.reproduction import REPORT, check_reproduction
 
@@ -44,13 +44,15 @@ def reproduce(
             size=next(known for known in SIZES if known == size),
             seed=seed,
             redo=again,
-            line="kn-lens " + " ".join(sys.argv[1:]),
             tell=partial(typer.secho, bold=True),
             tell_result=_findings,
         )
     except KeyboardInterrupt:
-        typer.echo(f"\nstopped; what is done is kept in {out}, and the same command goes on", err=True)
-        _write(out)
+        if (out / MANIFEST).is_file():
+            _write(out)
+            typer.echo(f"\nstopped; what is done is kept in {out}, and the same command goes on", err=True)
+        else:
+            typer.echo("\nstopped; nothing was written", err=True)
         raise typer.Exit(130) from None
     content = _write(out)
     _verdicts([content])

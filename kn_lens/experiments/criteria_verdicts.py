@@ -32,7 +32,7 @@ def criteria_verdicts(by_editor: Mapping[str, Sequence[EditEvaluation]]) -> list
     found = []
     if "rome" in by_editor:
         found.append(_reliability(by_editor["rome"], "rome", "ROME makes the new answer come", MOSTLY, below=False))
-    editor = next((name for name in ("rome", "neurons") if name in by_editor), None)
+    editor = next((name for name in ("rome", "neurons") if by_editor.get(name)), next(iter(by_editor), None))
     if editor is not None:
         found += [_follows(by_editor[editor], editor, criterion) for criterion in _FOLLOWS]
     if "neurons" in by_editor:
@@ -97,6 +97,7 @@ def _follows(evaluations: Sequence[EditEvaluation], editor: str, criterion: str)
         f"{int(scored.sum())} after which the prompt gives the new answer, {names})",
         rule=rule,
         estimate=estimate,
+        short=f"{estimate} ({editor})",
     )
 
 

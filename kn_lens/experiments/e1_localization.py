@@ -160,8 +160,8 @@ def verdicts(result: LocalizedSets) -> list[Verdict]:
             test=1,
             claim="Agreement hangs on as few units as facts",
             holds=at_least(more.low, more.high, -MORE),
-            measured=f"|KN| of facts {units['facts']:.1f} ({units['groups of facts']} groups), of agreement "
-            f"{units['agreement']:.1f} ({units['groups of agreement']} groups): difference "
+            measured=f"|KN| of facts {units['facts']:.1f} ({units['groups of facts']} groups with units), of agreement "
+            f"{units['agreement']:.1f} ({units['groups of agreement']} groups with units): difference "
             f"{told(more.difference, '+.1f')}{around(more.low, more.high, '+.1f')}",
             short=f"|KN| {units['agreement']:.1f} against {units['facts']:.1f}: {told(-more.difference, '+.1f')}"
             f"{around(-more.high, -more.low, '+.1f')}",
@@ -217,9 +217,9 @@ def _measures(entry: Localized) -> dict[str, Any]:
 
 
 def _values(result: LocalizedSets, kind: str, measure: str) -> np.ndarray:
-    """One value per group of a kind; groups without one are left out."""
+    """One value per group of a kind; groups without one are left out, of |KN| those without units."""
     values = np.array([row[measure] for entry in result.of_kind(kind) for row in entry.rows], float)
-    return values[~np.isnan(values)]
+    return values[(values > 0) if measure == "|KN|" else ~np.isnan(values)]  # a search that found nothing has no size
 
 
 def _difference(result: LocalizedSets, measure: str) -> MeanDifference:

@@ -172,6 +172,7 @@ def verdicts(result: LocalizedSets) -> list[Verdict]:
                 rule=f"It holds if more than {MOSTLY:.0%} of the units lie in the upper half of the layers, and fails "
                 f"if fewer, with the whole 95 % interval over groups.",
                 estimate=estimate if share.n else None,
+                beside=True,
             )
         )
     return made

@@ -116,7 +116,7 @@ def verdicts(result: NumberUnits) -> list[Verdict]:
         Verdict(
             experiment="E5",
             test=2,
-            claim="The shift follows how often the two words stand together",
+            claim="The shift goes with how often the two words stand together, either way",
             holds=_follows(result),
             measured=_measured(result),
             short=_short(result),

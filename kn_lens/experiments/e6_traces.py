@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kn_lens.errors import KnLensError
+from kn_lens.errors import KnLensError, OutputError
 from kn_lens.experiments.sizes import Size, quick
 from kn_lens.experiments.verdicts import Estimate, Verdict
 from kn_lens.plots.tracing import causal_trace as token_map
@@ -154,6 +154,8 @@ def run(
     for entry in data:
         try:
             traced = trace(model, entry, settings, pieces=pieces, progress=progress)
+        except OutputError:  # nothing is wrong with the data
+            raise
         except KnLensError as error:
             first = first or error
             failed[entry.name] = str(error)
@@ -229,15 +231,16 @@ def verdicts(result: Result) -> list[Verdict]:
     """Whether the maps are alike, of MLP outputs and of attention outputs."""
     estimates = [
         Estimate(
-            quantity=f"Pearson's r of mean effects, {_COMPARED[stream]}",
+            quantity="Pearson's r of mean effects",
             value=one.r,
             low=one.low,
             high=one.high,
             bar=ALIKE,
             below=False,
         )
-        for stream, one in result.alike.items()
+        for one in result.alike.values()
     ]
+    told = "; ".join(f"{_COMPARED[stream]} {one.text()}" for stream, one in result.alike.items()) or "not measured"
     if len(estimates) < len(_COMPARED):
         decides, measured = None, "not measured: facts and agreement were not both traced through MLPs and attention"
     else:
@@ -260,6 +263,8 @@ def verdicts(result: Result) -> list[Verdict]:
             f"with its 95 % interval at or above {ALIKE:g} for MLP outputs and for attention outputs; it does not "
             f"hold if one of the intervals lies below.",
             estimate=decides,
+            short=told,
+            beside=True,
         )
     ]
 

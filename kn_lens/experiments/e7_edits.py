@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kn_lens.editing.rome import require_rome
-from kn_lens.errors import KnLensError, ModelError, PromptError
+from kn_lens.errors import KnLensError, ModelError, OutputError, PromptError
 from kn_lens.experiments.sizes import Size, quick
 from kn_lens.experiments.verdicts import Verdict
 from kn_lens.models.kind import is_masked, model_name
@@ -192,6 +192,8 @@ def run(
         make = partial(edit_fact, model, fact, settings.rome, progress=progress)
         try:
             shown.append(pieces.keep(f"edit-{fact.subject}", about, ShownEdit, make))
+        except OutputError:
+            raise
         except KnLensError as error:
             first = first or error
             left_out.append((name, Dropped(text=fact.name, reason=f"not edited: {error}", source=fact.source)))

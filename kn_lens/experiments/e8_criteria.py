@@ -21,7 +21,8 @@ from kn_lens.criteria.evaluation import EditEvaluation
 from kn_lens.criteria.questions import EditCases
 from kn_lens.criteria.scores import GATED
 from kn_lens.editing.edit import Editor, require_editable
-from kn_lens.errors import KnLensError, ModelError, PromptError, SettingsError
+from kn_lens.editing.rome import require_rome
+from kn_lens.errors import KnLensError, ModelError, OutputError, PromptError, SettingsError
 from kn_lens.experiments.criteria_verdicts import criteria_verdicts
 from kn_lens.experiments.sizes import Size, quick
 from kn_lens.experiments.verdicts import Verdict
@@ -153,7 +154,7 @@ def settings(model: Any, size: Size, seed: int) -> Settings:
 
 
 def _settings(model: Any, size: Size, seed: int) -> Settings:
-    masked = is_masked(model)
+    masked = not _takes_rome(model)
     edits = _FULL if size == "full" else (_QUICK_MASKED if masked else _QUICK) if quick(model) else _OTHERS
     if masked:
         return Settings(edits={"neurons": edits["neurons"]}, agreement={}, seed=seed)
@@ -205,6 +206,8 @@ def run(
             make = partial(_evaluation, model, editors.editor(name), draw, options)
             try:
                 made[name] = pieces.keep(f"evaluation-{entry.name}-{name}", about, EditEvaluation, make)
+            except OutputError:
+                raise
             except KnLensError as error:
                 first = first or error
                 failed[f"{entry.name}, {name}"] = str(error)
@@ -220,6 +223,14 @@ def run(
         settings=plain({**asdict(settings), "data": [entry.name for entry in data]}),
         provenance=provenance(model),
     )
+
+
+def _takes_rome(model: Any) -> bool:
+    try:
+        require_rome(model)
+    except ModelError:
+        return False
+    return True
 
 
 def _cases(model: Any, data: Relation | MinimalPairs, edits: int, settings: Settings) -> EditCases:

@@ -99,6 +99,7 @@ class Verdict:
         rule: What would make it hold, and what would not.
         estimate: The number behind it, where there is one between −1 and 1.
         short: What was measured in a few words, where there is no such number.
+        beside: Whether it is told beside the test's question and does not decide it.
     """
 
     experiment: str
@@ -109,6 +110,7 @@ class Verdict:
     rule: str
     estimate: Estimate | None = None
     short: str = ""
+    beside: bool = False
 
     @property
     def brief(self) -> str:
@@ -134,9 +136,9 @@ def at_least(low: float, high: float, bar: float) -> bool | None:
 def overall(verdicts: Iterable[Verdict]) -> str:
     """The verdicts of one test in a few words: ``"as the paper says (2 of 3 claims hold, 1 cannot be told)"``.
 
-    Where more claims are open than told, the test is open.
+    Claims told beside the question do not count. Where more claims are open than told, the test is open.
     """
-    held = [verdict.holds for verdict in verdicts]
+    held = [verdict.holds for verdict in verdicts if not verdict.beside]
     yes, no, open_ = held.count(True), held.count(False), held.count(None)
     if not held:
         return "not asked"

@@ -22,6 +22,7 @@ class Row:
     experiment: str
     claim: str
     quantity: str
+    beside: bool
     rule: str
     cells: Sequence[Verdict | None]
 
@@ -87,7 +88,7 @@ def claims(contents: Sequence[ModelReport], test: int) -> list[Row]:
     for (experiment, claim), cells in sorted(found.items(), key=lambda item: item[0][0]):
         told = [verdict for verdict in cells if verdict is not None]
         quantity = next((verdict.quantity for verdict in told if verdict.quantity), "")
-        rows.append(Row(experiment, claim, quantity, told[0].rule, cells))
+        rows.append(Row(experiment, claim, quantity, told[0].beside, told[0].rule, cells))
     return rows
 
 

@@ -8,7 +8,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from kn_lens.errors import KnLensError
+import torch
+
+from kn_lens.errors import KnLensError, OutputError
 from kn_lens.experiments.experiment import Experiment, experiment
 from kn_lens.experiments.sizes import Size
 from kn_lens.models.hashing import weights_hash
@@ -27,7 +29,7 @@ from kn_lens.runs.reproduction import (
 )
 from kn_lens.studies.pieces import Pieces
 
-_COST = {"E1": 5.0, "E2": 3.0, "E3": 0.1, "E4": 0.5, "E5": 0.2, "E6": 5.0, "E7": 1.0, "E8": 9.0, "E9": 6.0}
+_COST = {"E1": 5.0, "E2": 2.3, "E3": 0.1, "E4": 0.3, "E5": 0.1, "E6": 1.3, "E7": 0.8, "E8": 9.9, "E9": 6.0}
 """What share of the whole each takes, about; it serves to say how long it will still take, and nothing else."""
 
 Tell = Callable[[str], None]
@@ -41,7 +43,6 @@ def reproduce(
     size: Size = "small",
     seed: int = 0,
     redo: Collection[str] = (),
-    line: str = "",
     progress: bool = True,
     tell: Tell = lambda text: None,
     tell_result: Callable[[str, Experiment, Any], None] = lambda name, module, result: None,
@@ -55,7 +56,6 @@ def reproduce(
         size: ``"small"`` or ``"full"``.
         seed: Of every draw.
         redo: Names of experiments to run again.
-        line: The command line, for the report.
         progress: Show progress bars.
         tell: Called with what begins.
         tell_result: Called with name, module and result of what is done.
@@ -75,9 +75,9 @@ def reproduce(
     )
     check_reproduction(out, vars(asked))
     require_whole(out, [name for name in experiments if name not in redo])
-    begin(out, asked, experiments, {"line": line, **_about(model)})
-    pieces = Pieces(out / PIECES)
-    todo = [name for name in experiments if name in redo or state_of(out, name)[0] in ("not run", "failed")]
+    begin(out, asked, experiments, _about(model))
+    kept, anew = Pieces(out / PIECES), Pieces(out / PIECES, again=True)
+    todo = [name for name in experiments if name in redo or state_of(out, name)[0] in ("not run", "failed", "unsuited")]
     clock = _Clock(todo)
     failed = []
     for at, name in enumerate(todo, start=1):
@@ -91,11 +91,16 @@ def reproduce(
         tell(f"{name} ({at} of {len(todo)}{clock.left()}): {module.TITLE}")
         began = time.perf_counter()
         try:
+            pieces = anew if name in redo else kept
             sets = [load_prompts(data) for data in module.data(model, size)]
             result = module.run(model, sets, module.settings(model, size, seed), pieces=pieces, progress=progress)
-        except KnLensError as error:
-            tell(f"{name} could not be run: {error}")
-            save_failure(out, name, "failed", str(error))
+        except OutputError:
+            raise
+        except (KnLensError, MemoryError, torch.OutOfMemoryError) as error:
+            reason = str(error) if isinstance(error, KnLensError) else f"out of memory: {error}"
+            tell(f"{name} could not be run: {reason}")
+            if state_of(out, name)[0] != "done":  # what was there before a redo is kept
+                save_failure(out, name, "failed", reason)
             failed.append(name)
             clock.skip(name)
             continue

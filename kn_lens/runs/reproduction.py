@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -59,10 +60,10 @@ def check_reproduction(out: Path, asked: Mapping[str, Any]) -> None:
 
 
 def begin(out: Path, asked: Asked, experiments: Sequence[str], about: Mapping[str, Any]) -> None:
-    """Write the manifest of a reproduction; where there is one, add the experiments asked for now."""
-    content = _manifest(out) if (out / MANIFEST).is_file() else {"command": COMMAND, "asked": asdict(asked), **about}
-    wanted = {*content.get("experiments", ()), *experiments}
-    content["experiments"] = [name for name in EXPERIMENTS if name in wanted]
+    """Write the manifest of a reproduction; where there is one, with its experiments and those asked for now."""
+    former = _manifest(out)["experiments"] if (out / MANIFEST).is_file() else ()
+    named = [name for name in EXPERIMENTS if name in {*former, *experiments}]
+    content = {"command": COMMAND, "asked": asdict(asked), "experiments": named, **about}
     try:
         out.mkdir(parents=True, exist_ok=True)
         partial = out / f"{MANIFEST}.new"
@@ -132,7 +133,7 @@ def read_reproduction(out: Path) -> ModelReport:
         kind=manifest["kind"],
         shape=manifest["shape"],
         settings={name: manifest["asked"][name] for name in ("seed", "dtype")}
-        | {"date": manifest["date"], "command": manifest["line"]},
+        | {"date": manifest["date"], "command": _command(out, manifest)},
         provenance=manifest["provenance"],
         sections=sections,
         finished=all(section.state != "not run" for section in sections),
@@ -182,9 +183,19 @@ def section_of(name: str, module: Experiment, result: ExperimentResult, seconds:
     )
 
 
+def _command(out: Path, manifest: Mapping[str, Any]) -> str:
+    """The command that runs all that was asked for."""
+    asked, named = manifest["asked"], manifest["experiments"]
+    some = [] if named == list(EXPERIMENTS) else ["--experiments", ",".join(named)]
+    options = ["--size", asked["size"], "--seed", str(asked["seed"]), "--dtype", asked["dtype"], "--out", str(out)]
+    return shlex.join(["kn-lens", COMMAND, asked["model"], *some, *options])
+
+
 def _manifest(out: Path) -> dict[str, Any]:
     manifest = read_manifest(out)
-    if manifest.get("command") != COMMAND or "asked" not in manifest:
+    if manifest.get("command") == COMMAND and not {"asked", "experiments", "kind", "shape", "date"} <= set(manifest):
+        raise OutputError(f"{out / MANIFEST} is damaged: it lacks what kn-lens {COMMAND} writes")
+    if manifest.get("command") != COMMAND:
         raise OutputError(f"{out} was written by kn-lens {manifest.get('command')}, not by kn-lens {COMMAND}")
     return manifest
 

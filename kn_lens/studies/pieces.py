@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from kn_lens._version import __version__
 from kn_lens.errors import OutputError
 
 log = logging.getLogger(__name__)
@@ -37,10 +38,12 @@ class Pieces:
 
     Args:
         folder: Where they are kept beyond this process; None keeps them in memory.
+        again: Make all anew, once, whatever the folder holds.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
+    def __init__(self, folder: Path | None = None, *, again: bool = False) -> None:
         self.folder = folder
+        self._again, self._anew = again, set[str]()
         self._made: dict[str, Any] = {}
 
     def keep(self, what: str, about: Mapping[str, Any], kind: type[Kept], make: Callable[[], Kept]) -> Kept:
@@ -65,18 +68,24 @@ class Pieces:
 
     def path(self, what: str, about: Mapping[str, Any]) -> Path | None:
         """Where a piece that keeps itself, as a journal does, may lie; None without a folder."""
-        return None if self.folder is None else self.folder / self.name(what, about)
+        if self.folder is None:
+            return None
+        name = self.name(what, about)
+        if self._again and name not in self._anew:
+            self._anew.add(name)
+            (self.folder / name).unlink(missing_ok=True)
+        return self.folder / name
 
     @staticmethod
     def name(what: str, about: Mapping[str, Any]) -> str:
-        """A file name that tells pieces of other settings apart."""
-        told = json.dumps(dict(about), sort_keys=True, default=str)
+        """A file name that tells pieces of other settings, or of another version, apart."""
+        told = json.dumps({**about, "kn_lens": __version__}, sort_keys=True, default=str)
         readable = re.sub(r"[^\w.-]+", "-", what).strip("-")
         return f"{readable}-{hashlib.sha256(told.encode()).hexdigest()[:10]}"
 
     def _read(self, name: str, kind: type[Kept]) -> Kept | None:
         assert self.folder is not None
-        if not (self.folder / name).is_dir():
+        if not (self.folder / name).is_dir() or (self._again and name not in self._anew):
             return None
         try:
             return kind.load(self.folder / name)
@@ -86,6 +95,7 @@ class Pieces:
 
     def _write(self, name: str, piece: Kept) -> Kept:
         assert self.folder is not None
+        self._anew.add(name)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             partial = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=self.folder))

@@ -119,7 +119,10 @@ def test_agreement_localizes_as_well_or_not(facts: list[float], agreement: list[
 def test_as_few_units_or_not(counts: tuple[int, int], holds: bool) -> None:
     few = e1.verdicts(made([0.5] * 12, [0.5] * 12, counts))[1]
     assert few.holds is holds
-    assert f"of facts {counts[0]:.1f} (12 groups), of agreement {counts[1]:.1f} (12 groups)" in few.measured
+    assert (
+        f"of facts {counts[0]:.1f} (12 groups with units), of agreement {counts[1]:.1f} (12 groups with units)"
+        in few.measured
+    )
 
 
 def test_a_few_groups_of_unlike_size_do_not_tell() -> None:

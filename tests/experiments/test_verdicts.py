@@ -42,6 +42,13 @@ def test_a_test_is_summed_up_by_its_claims(held, said) -> None:
     assert overall(verdicts) == said
 
 
+def test_what_is_told_beside_the_question_does_not_decide_it() -> None:
+    one = Verdict(experiment="E1", test=1, claim="c", holds=None, measured="m", rule="r")
+    beside = [replace(one, experiment="E3", holds=True, beside=True)] * 2
+    assert overall([one, *beside]) == "cannot be told (1 of 1 claim cannot be told)"
+    assert overall(beside) == "not asked"
+
+
 def test_an_estimate_says_what_it_is() -> None:
     share = Estimate(quantity="share of answers flipped", value=0.139, low=0.0, high=1 / 3, bar=0.2, below=True)
     assert str(share) == "14 % [0 %, 33 %]"

@@ -92,7 +92,7 @@ def test_summary_says_thesis_tests_verdicts(report: Parsed, pages: Pages) -> Non
 
 
 def test_every_state_is_said_with_its_reason(report: Parsed) -> None:
-    assert "This run is in progress: 5 of 6 experiments are done." in report.shown("main")
+    assert "This run is in progress, or was stopped: 5 of 6 experiments are done." in report.shown("main")
     for name, said in {
         "E2": "It could not be run: P36: <no> prompt can be asked.",
         "E3": "Its saved result is damaged: E3/result is missing. “kn-lens reproduce … --redo E3” computes it again.",
@@ -212,8 +212,8 @@ def test_a_claim_that_one_model_was_not_asked(pages: Pages, tmp_path: Path) -> N
     parsed = Parsed(write_comparison([first, bare], tmp_path / "c.html"))
     assert "These runs differ in more than the model: size (small, full); seed (0, 3)." in parsed.shown("main")
     assert "Not asked of this model." in parsed.shown("E9-panel-2")
-    assert "The run of tiny-causal is in progress." in parsed.shown("main")
-    assert "The run of tiny-masked is in progress." not in parsed.shown("main")
+    assert "The run of tiny-causal is in progress, or was stopped." in parsed.shown("main")
+    assert "The run of tiny-masked is in progress, or was stopped." not in parsed.shown("main")
 
 
 def test_two_runs_of_one_model_are_told_apart(pages: Pages, tmp_path: Path) -> None:

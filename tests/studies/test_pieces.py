@@ -41,6 +41,21 @@ def test_a_piece_is_made_once_and_found_again_by_another_process(tmp_path, score
     assert again.settings == scores.settings
 
 
+def test_pieces_can_be_asked_for_anew_once(tmp_path, scores) -> None:
+    make = Counted(scores)
+    Pieces(tmp_path).keep("scores", {}, AttributionScores, make)
+    anew = Pieces(tmp_path, again=True)
+    for _ in range(2):
+        anew.keep("scores", {}, AttributionScores, make)
+    assert make.made == 2
+    journal = Pieces(tmp_path).path("journal", {})
+    journal.write_text("one edit")
+    assert anew.path("journal", {}) == journal
+    assert not journal.exists()
+    journal.write_text("another")
+    assert anew.path("journal", {}).read_text() == "another"
+
+
 def test_pieces_of_other_settings_are_others(tmp_path, scores) -> None:
     make = Counted(scores)
     pieces = Pieces(tmp_path)
