@@ -91,7 +91,8 @@ def test_verdicts_go_either_way(result) -> None:
     (verdict,) = e6_traces.verdicts(replace(result, found=(facts, replace(agreement, traces=opposed))))
     assert verdict.holds is False
     assert verdict.estimate is not None
-    assert verdict.estimate.quantity.endswith("attention outputs")
+    assert verdict.estimate.value == pytest.approx(-1)
+    assert "attention outputs -1.00" in verdict.short
     assert verdict.estimate.value == pytest.approx(-1)
     (verdict,) = e6_traces.verdicts(replace(result, found=(facts,)))
     assert verdict.holds is None
