@@ -25,15 +25,15 @@ def reproduce(
 ) -> None:
     """The paper's experiments E1 to E9 on a model, and one report of them. A run that was stopped goes on."""
     from kn_lens.experiments.experiment import chosen
-    from kn_lens.experiments.sizes import SIZES, check_size
+    from kn_lens.experiments.sizes import size_named
     from kn_lens.runs.output import MANIFEST
     from kn_lens.runs.reproduce import reproduce as run
     from kn_lens.runs.reproduction import REPORT, check_reproduction
 
     wanted = chosen(None if experiments is None else experiments.split(","))
     again = [] if redo is None else chosen(redo.split(","))
-    wanted = [name for name in chosen() if name in {*wanted, *again}] if experiments is not None else wanted
-    check_size(size)
+    wanted = chosen([*wanted, *again])
+    sized = size_named(size)
     check_reproduction(out, {"size": size, "seed": seed, "dtype": dtype})  # the model once it is loaded
     loaded = load(model, device, dtype)
     try:
@@ -41,11 +41,11 @@ def reproduce(
             loaded,
             out,
             experiments=wanted,
-            size=next(known for known in SIZES if known == size),
+            size=sized,
             seed=seed,
             redo=again,
             tell=partial(typer.secho, bold=True),
-            tell_result=_findings,
+            tell_findings=_findings,
         )
     except KeyboardInterrupt:
         if (out / MANIFEST).is_file():
@@ -106,8 +106,8 @@ def _write(out: Path) -> Any:
     return content
 
 
-def _findings(name: str, module: Any, result: Any) -> None:
-    for sentence in module.findings(result):
+def _findings(findings: list[str]) -> None:
+    for sentence in findings:
         typer.echo(f"• {sentence}")
     typer.echo("")
 

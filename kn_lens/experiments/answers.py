@@ -21,7 +21,6 @@ CHANGE = "change of log p"
 BEYOND = 5
 """Percentile among the random draws below which a value is beyond chance."""
 
-_SMALLEST = 1e-45
 _PLAIN = ("kinds", "without_units", "left_out", "settings", "provenance")
 
 
@@ -89,7 +88,7 @@ def answer_row(effects: Mapping[str, UnitEffect]) -> dict[str, Any]:
     groups = [(name, p.group or p.target) for name, effect in effects.items() for p in effect.prompts]
     correct = torch.cat([effect.correct for effect in found]).numpy()
     flipped = torch.cat([effect.flipped for effect in found]).numpy()
-    target = torch.cat([effect.target for effect in found]).double().clamp_min(_SMALLEST).log()
+    target = torch.cat([effect.log_target for effect in found])
     change = (target - target[:, :1]).numpy()
     drawn = [effect.drawn for effect in found if effect.drawn is not None]
     distinct = distinct_draws(torch.cat(drawn)) if drawn else change[:, CONTROLS].shape[1]

@@ -6,27 +6,23 @@ the units that the answer hangs on. Intervals are over groups: prompts of one gr
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from kn_lens.experiments.sizes import Size, agreement_names, fact_names, localize_settings
+from kn_lens.experiments.sizes import localize_data, localize_settings
 from kn_lens.experiments.verdicts import Estimate, Verdict, at_least
-from kn_lens.localization.localize import LocalizeSettings
 from kn_lens.localization.measures import Concentration
 from kn_lens.plots.levels import localization_levels
 from kn_lens.plots.localization import concentration_curves
 from kn_lens.plots.style import SERIES
-from kn_lens.prompts.minimal_pairs import MinimalPairs
 from kn_lens.prompts.prompt import Dropped
-from kn_lens.prompts.relations import Relation
 from kn_lens.sites import UNIT_NAMES
 from kn_lens.statistics import MeanDifference, mean_difference
 from kn_lens.studies.localizations import localized_sets
 from kn_lens.studies.localized import KIND_NAMES, Localized, LocalizedSets, left_out_findings
-from kn_lens.studies.pieces import Pieces
 from kn_lens.studies.shares import around, grouped_share, mean_over_groups, told
 
 if TYPE_CHECKING:
@@ -58,38 +54,9 @@ def unsuited(model: Any) -> str | None:
     return None
 
 
-def data(model: Any, size: Size) -> tuple[str, ...]:
-    """Relations, then paradigms of agreement."""
-    return fact_names(size) + agreement_names(model, size)
-
-
-def settings(model: Any, size: Size, seed: int) -> LocalizeSettings:
-    """The draw that E1, E3, E4 and E9 share."""
-    return localize_settings(model, size, seed)
-
-
-def run(
-    model: Any,
-    data: Sequence[Relation | MinimalPairs],
-    settings: LocalizeSettings | None = None,
-    *,
-    pieces: Pieces | None = None,
-    progress: bool = True,
-) -> LocalizedSets:
-    """Localize facts and agreement.
-
-    Args:
-        model: A loaded model; it is left as it was.
-        data: Relations and minimal pairs, at least one of each.
-        settings: Of each localization; by default 5 groups of 6 prompts.
-        pieces: Where localizations are found and kept.
-        progress: Show progress bars.
-
-    Raises:
-        SettingsError: If facts or agreement are missing, or a setting is out of its range.
-        PromptError: If the model can be asked no facts, or for no agreement.
-    """
-    return localized_sets(model, data, settings or LocalizeSettings(), pieces, progress)
+data = localize_data
+settings = localize_settings
+run = localized_sets
 
 
 def figures(result: LocalizedSets) -> Mapping[str, go.Figure]:

@@ -50,8 +50,6 @@ LEVEL = 0.05
 COMMON = 0.5
 """Share of random draws that shift probabilities as much, from which on the units do nothing of their own."""
 
-_SMALLEST = 1e-45  # of float32: log of a probability that was rounded to 0
-
 
 def unsuited(model: Any) -> str | None:
     """Every model can be asked."""
@@ -214,17 +212,13 @@ def _log_change(effect: UnitEffect) -> PairedDifference:
 
     Probabilities of nouns span orders of magnitude: the mean of p itself is that of a few frequent ones.
     """
-    logs = _logs(effect)
+    logs = effect.log_target.numpy()
     return paired_difference(logs[:, AFTER], logs[:, BEFORE])
-
-
-def _logs(effect: UnitEffect) -> np.ndarray:
-    return effect.target.double().clamp_min(_SMALLEST).log().numpy()
 
 
 def _shift(effect: UnitEffect) -> np.ndarray:
     """|change of mean log p(target)| by the edit, then by each random draw."""
-    means = _logs(effect).mean(0)
+    means = effect.log_target.numpy().mean(0)
     return np.abs(means[AFTER:] - means[BEFORE])
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from kn_lens.errors import SettingsError
 from kn_lens.experiments.answers import BEYOND, CHANGE, SwitchedOff, answer_row
-from kn_lens.experiments.sizes import CONTROLS, Size, agreement_names, fact_names, localize_settings
+from kn_lens.experiments.sizes import CONTROLS, Size, localize_data, localize_settings
 from kn_lens.experiments.verdicts import SELDOM, Estimate, Verdict, at_most
 from kn_lens.localization.localize import Localization, LocalizeSettings
 from kn_lens.plots.answers import answers_before_after, answers_flipped
@@ -66,9 +66,7 @@ def unsuited(model: Any) -> str | None:
     return None
 
 
-def data(model: Any, size: Size) -> tuple[str, ...]:
-    """Relations, then paradigms of agreement."""
-    return fact_names(size) + agreement_names(model, size)
+data = localize_data
 
 
 def settings(model: Any, size: Size, seed: int) -> AnswersSettings:

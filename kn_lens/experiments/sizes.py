@@ -20,14 +20,16 @@ CONTROLS = 100
 """Draws of random units beside the units found."""
 
 
-def check_size(size: str) -> None:
-    """Refuse an unknown size.
+def size_named(name: str) -> Size:
+    """The size of a name.
 
     Raises:
         SettingsError: If it is none of :data:`SIZES`.
     """
-    if size not in SIZES:
-        raise SettingsError(f"no size {size!r}.{near_matches(size, SIZES)} Known: {', '.join(SIZES)}")
+    for size in SIZES:
+        if size == name:
+            return size
+    raise SettingsError(f"no size {name!r}.{near_matches(name, SIZES)} Known: {', '.join(SIZES)}")
 
 
 def quick(model: Any) -> bool:
@@ -45,6 +47,11 @@ def agreement_names(model: Any, size: Size) -> tuple[str, ...]:
     if size == "full":
         return tuple(name for name in bundled_names() if not _is_relation(name))
     return ("subject_verb_agreement", f"determiner_noun_agreement_{2 if is_masked(model) else 1}")
+
+
+def localize_data(model: Any, size: Size) -> tuple[str, ...]:
+    """What E1, E3 and E4 take: relations, then paradigms of agreement."""
+    return fact_names(size) + agreement_names(model, size)
 
 
 def localize_settings(model: Any, size: Size, seed: int, site: str = "mlp") -> LocalizeSettings:

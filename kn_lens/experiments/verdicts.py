@@ -134,14 +134,20 @@ def at_least(low: float, high: float, bar: float) -> bool | None:
 
 
 def overall(verdicts: Iterable[Verdict]) -> str:
-    """The verdicts of one test in a few words: ``"as the paper says (2 of 3 claims hold, 1 cannot be told)"``.
+    """The verdicts of one test in a few words: ``"as the paper says (2 of 3 claims hold, 1 cannot be told)"``."""
+    word, counts = summed_up(verdicts)
+    return f"{word} ({counts})" if counts else word
+
+
+def summed_up(verdicts: Iterable[Verdict]) -> tuple[str, str]:
+    """The verdict on one test, and the counts behind it (empty where nothing was asked).
 
     Claims told beside the question do not count. Where more claims are open than told, the test is open.
     """
     held = [verdict.holds for verdict in verdicts if not verdict.beside]
     yes, no, open_ = held.count(True), held.count(False), held.count(None)
     if not held:
-        return "not asked"
+        return "not asked", ""
     if open_ > yes + no:
         word = "cannot be told"
     else:
@@ -149,4 +155,4 @@ def overall(verdicts: Iterable[Verdict]) -> str:
     words = ((yes, "holds", "hold"), (no, "does not", "do not"), (open_, "cannot be told", "cannot be told"))
     parts = [f"{count} {one if count == 1 else more}" for count, one, more in words if count]
     of = f" of {len(held)} claim{'' if len(held) == 1 else 's'} "
-    return f"{word} ({', '.join(parts).replace(' ', of, 1)})"
+    return word, ", ".join(parts).replace(" ", of, 1)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from kn_lens.experiments.verdicts import Verdict, overall
+from kn_lens.experiments.verdicts import Verdict, summed_up
 from kn_lens.report.content import ModelReport, Section
 
 MARKS = {True: ("✓", "holds", "yes"), False: ("✗", "does not hold", "no"), None: ("?", "cannot be told", "open")}
@@ -35,10 +35,10 @@ class Standing:
 
 
 def standing(verdicts: Sequence[Verdict]) -> Standing:
-    """What :func:`kn_lens.experiments.verdicts.overall` says, taken apart."""
-    word, _, counts = overall(verdicts).partition(" (")
+    """The verdict on a test as a page shows it."""
+    word, counts = summed_up(verdicts)
     mark, style = _STANDINGS[word]
-    return Standing(mark, word, counts.removesuffix(")"), style)
+    return Standing(mark, word, counts, style)
 
 
 def state_words(section: Section) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from kn_lens.errors import KnLensError, OutputError
-from kn_lens.experiments.experiment import Experiment, experiment
+from kn_lens.experiments.experiment import experiment
 from kn_lens.experiments.sizes import Size
 from kn_lens.models.hashing import weights_hash
 from kn_lens.models.kind import is_masked, model_name
@@ -22,10 +22,10 @@ from kn_lens.runs.reproduction import (
     Asked,
     begin,
     check_reproduction,
-    require_whole,
     save_failure,
     save_result,
     state_of,
+    unfinished_of,
 )
 from kn_lens.studies.pieces import Pieces
 
@@ -45,7 +45,7 @@ def reproduce(
     redo: Collection[str] = (),
     progress: bool = True,
     tell: Tell = lambda text: None,
-    tell_result: Callable[[str, Experiment, Any], None] = lambda name, module, result: None,
+    tell_findings: Callable[[list[str]], None] = lambda findings: None,
 ) -> list[str]:
     """Run experiments that are not done yet, and save each.
 
@@ -58,7 +58,7 @@ def reproduce(
         redo: Names of experiments to run again.
         progress: Show progress bars.
         tell: Called with what begins.
-        tell_result: Called with name, module and result of what is done.
+        tell_findings: Called with the findings of what is done.
 
     Returns:
         Names of the experiments that failed: their reasons are in the folder.
@@ -74,10 +74,10 @@ def reproduce(
         dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
     )
     check_reproduction(out, vars(asked))
-    require_whole(out, [name for name in experiments if name not in redo])
+    unfinished = unfinished_of(out, [name for name in experiments if name not in redo])
     begin(out, asked, experiments, _about(model))
     kept, anew = Pieces(out / PIECES), Pieces(out / PIECES, again=True)
-    todo = [name for name in experiments if name in redo or state_of(out, name)[0] in ("not run", "failed", "unsuited")]
+    todo = [name for name in experiments if name in redo or name in unfinished]
     clock = _Clock(todo)
     failed = []
     for at, name in enumerate(todo, start=1):
@@ -104,9 +104,9 @@ def reproduce(
             failed.append(name)
             clock.skip(name)
             continue
-        save_result(out, name, result, time.perf_counter() - began)
+        said = save_result(out, name, result, time.perf_counter() - began)
         clock.done(name)
-        tell_result(name, module, result)
+        tell_findings(said)
     return failed
 
 

@@ -73,10 +73,9 @@ def begin(out: Path, asked: Asked, experiments: Sequence[str], about: Mapping[st
         raise OutputError(f"cannot write {out}: {error.strerror or error}") from None
 
 
-def save_result(out: Path, name: str, result: ExperimentResult, seconds: float) -> None:
-    """Write the folder of an experiment; a former one is replaced."""
+def save_result(out: Path, name: str, result: ExperimentResult, seconds: float) -> list[str]:
+    """Write the folder of an experiment; a former one is replaced. Returns the findings written."""
     module = experiment(name)
-    dropped = [(data, entry) for data, entry in module.dropped(result)]
     manifest: dict[str, Any] = {
         "command": f"{COMMAND}, {name}",
         "state": "done",
@@ -86,13 +85,14 @@ def save_result(out: Path, name: str, result: ExperimentResult, seconds: float) 
         "provenance": result.provenance,
         "findings": module.findings(result),
         "verdicts": [asdict(verdict) for verdict in module.verdicts(result)],
-        "dropped": count_reasons([entry for _, entry in dropped]),
+        "dropped": count_reasons([entry for _, entry in module.dropped(result)]),
     }
     with output_folder(out / name, manifest) as folder:
         result.save(folder.path / _RESULT)
         for table, frame in module.tables(result).items():
             folder.write_table(table, frame)
         manifest["sha256"] = {file: _sha256(folder.path / file) for file in folder.files()}
+    return manifest["findings"]
 
 
 def save_failure(out: Path, name: str, state: str, reason: str) -> None:
@@ -140,16 +140,20 @@ def read_reproduction(out: Path) -> ModelReport:
     )
 
 
-def require_whole(out: Path, names: Iterable[str]) -> None:
-    """Refuse to go on over a damaged result.
+def unfinished_of(out: Path, names: Iterable[str]) -> list[str]:
+    """The experiments that have no result yet.
 
     Raises:
-        OutputError: Naming the file, and how to have it computed again.
+        OutputError: If one is damaged; naming the file, and how to have it computed again.
     """
+    found = []
     for name in names:
         state, reason = state_of(out, name)
         if state == "damaged":
             raise OutputError(f"{reason}; add --redo {name} to compute {name} again")
+        if state != "done":
+            found.append(name)
+    return found
 
 
 def _section(out: Path, name: str) -> Section:

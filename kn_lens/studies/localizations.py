@@ -132,16 +132,25 @@ def check_both_kinds(data: Sequence[Relation | MinimalPairs]) -> None:
 def localized_sets(
     model: Any,
     data: Sequence[Relation | MinimalPairs],
-    settings: LocalizeSettings,
-    pieces: Pieces | None,
-    progress: bool,
+    settings: LocalizeSettings | None = None,
+    *,
+    pieces: Pieces | None = None,
+    progress: bool = True,
 ) -> LocalizedSets:
     """Localize facts and agreement, for E1 and E3.
+
+    Args:
+        model: A loaded model; it is left as it was.
+        data: Relations and minimal pairs, at least one of each.
+        settings: Of each localization; by default 5 groups of 6 prompts.
+        pieces: Where localizations are found and kept.
+        progress: Show progress bars.
 
     Raises:
         SettingsError: If facts or agreement are missing, or a setting is out of its range.
         PromptError: If the model can be asked no facts, or for no agreement.
     """
+    settings = settings or LocalizeSettings()
     check_both_kinds(data)
     found, left_out = kept_localizations(model, data, settings, pieces, progress)
     return LocalizedSets(

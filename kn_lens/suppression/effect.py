@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 BEFORE, AFTER, CONTROLS = 0, 1, slice(2, None)
+SMALLEST = 1e-45
+"""Of float32: the log of a probability that was rounded to 0 is that of this."""
 OWN_TARGET, OWN_FOIL, OWN_RIVAL = "⟨target⟩", "⟨foil⟩", "⟨target after the other prefix⟩"
 
 
@@ -68,6 +70,11 @@ class UnitEffect(Result):
         return correct_answers(self.top == self.target_ids[:, None], self.target, self.foil, self.rival)
 
     @property
+    def log_target(self) -> Float[Tensor, "prompt column"]:
+        """Log-probability of each prompt's target, in float64; of what was rounded to 0, that of the least float32."""
+        return self.target.double().clamp_min(SMALLEST).log()
+
+    @property
     def flipped(self) -> Bool[Tensor, "prompt column"]:
         """Answers that differ from those before: the preference of a pair, the top token of a fact."""
         return flipped_answers(self.correct, self.top, self.foil, self.rival)
@@ -109,7 +116,7 @@ class UnitEffect(Result):
         """
         right = self.correct.float().mean(0)
         flips = self.flipped.float().mean(0)
-        change = (self.target.clamp_min(1e-45).log() - self.target[:, :1].clamp_min(1e-45).log()).mean(0)
+        change = (self.target.clamp_min(SMALLEST).log() - self.target[:, :1].clamp_min(SMALLEST).log()).mean(0)
         n = len(self)
         row: dict[str, Any] = {
             "prompts": n,

@@ -31,7 +31,7 @@ from kn_lens.statistics import (
     rank_correlation,
     spearman_rows,
 )
-from kn_lens.suppression.effect import UnitEffect
+from kn_lens.suppression.effect import SMALLEST, UnitEffect
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,7 +41,6 @@ Measure = Literal["log_probability", "preference"]
 the target after the other prefix): what is left of grammar once the word's own probability is taken out."""
 
 FEWEST_PAIRS = 4
-_SMALLEST = 1e-45  # of float32: log of a probability that was rounded to 0
 _UNKNOWN = -1
 
 
@@ -192,13 +191,13 @@ def _measured(effect: UnitEffect, measure: str) -> Float[Tensor, "prompt column"
     if measure not in get_args(Measure):
         known = get_args(Measure)
         raise SettingsError(f"no measure {measure!r}.{near_matches(measure, known)} Measures: {', '.join(known)}")
-    logs = effect.target.double().clamp_min(_SMALLEST).log()
+    logs = effect.log_target
     if measure == "log_probability":
         return logs
     against = torch.where(effect.foil.isnan(), effect.rival, effect.foil)
     if against.isnan().any():
         raise SettingsError("a prompt has neither foil nor rival prefix, and so no preference; take log_probability")
-    return logs - against.double().clamp_min(_SMALLEST).log()
+    return logs - against.double().clamp_min(SMALLEST).log()
 
 
 def pairs_with_counts(prompts: Iterable[Prompt], counts: PairCounts) -> list[Pair]:
