@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class KnLensError(ValueError):
@@ -23,6 +24,14 @@ class DataError(KnLensError):
 
 class PromptError(KnLensError):
     """A prompt that this model cannot be asked."""
+
+
+class NothingLeft(PromptError):
+    """No prompt is left of those given; ``dropped`` says why each was left out."""
+
+    def __init__(self, message: str, dropped: Iterable[Any] = ()) -> None:
+        super().__init__(message)
+        self.dropped = tuple(dropped)
 
 
 class UnitsError(KnLensError):

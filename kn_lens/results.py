@@ -47,15 +47,8 @@ class Result:
         super().__init_subclass__(**kwargs)
         Result._kinds[cls.__name__] = cls
 
-    def save(self, folder: str | Path) -> Path:
-        """Write tensors, alone or in a dict, as safetensors and the rest as JSON into ``folder`` (made if needed).
-
-        Raises:
-            OutputError: If it cannot be written.
-        """
-        from safetensors.torch import save_file
-
-        folder = Path(folder)
+    def packed(self) -> tuple[dict[str, Tensor], str]:
+        """The result's tensors by name, alone or in a dict, and the rest as JSON."""
         tensors: dict[str, Tensor] = {}
         fields: dict[str, Any] = {"kind": type(self).__name__, "kn_lens": __version__}
         for field in dataclasses.fields(self):
@@ -69,10 +62,58 @@ class Result:
                 fields[field.name] = {"__tensors__": list(value)}  # in their order, which the tensors' file loses
             else:
                 fields[field.name] = _to_json(value)
+        return tensors, json.dumps(fields, indent=1, ensure_ascii=False)
+
+    @classmethod
+    def unpacked(cls: type[Self], tensors: dict[str, Tensor], text: str, where: str | Path) -> Self:
+        """A result from what :meth:`packed` gave.
+
+        Args:
+            tensors: By name.
+            text: The rest as JSON.
+            where: Where both were read, for errors.
+
+        Raises:
+            OutputError: If they are no result, or one of another kind.
+        """
+        try:
+            fields = json.loads(text)
+        except ValueError as error:
+            raise OutputError(f"{where} holds no readable result ({error})") from None
+        if not isinstance(fields, dict):
+            raise OutputError(f"{where} holds no readable result ({_FIELDS} is no object)")
+        kind = _kind(fields.pop("kind", ""))
+        written = fields.pop("kn_lens", None)
+        if kind is None or not issubclass(kind, cls):
+            raise OutputError(f"{where} holds a {kind.__name__ if kind else 'foreign'} result, not {cls.__name__}")
+        values: dict[str, Any] = {name: tensor for name, tensor in tensors.items() if _OF not in name}
+        try:
+            for name, value in fields.items():
+                keys = value.get("__tensors__") if isinstance(value, dict) else None
+                values[name] = (
+                    _from_json(value) if keys is None else {key: tensors[f"{name}{_OF}{key}"] for key in keys}
+                )
+            return kind(**values)  # type: ignore[return-value]
+        except (KeyError, TypeError) as error:
+            raise OutputError(
+                f"{where} holds no {kind.__name__} as kn_lens {__version__} writes it, but one of kn_lens {written}, "
+                f"or a part of one ({error}); make it again"
+            ) from None
+
+    def save(self, folder: str | Path) -> Path:
+        """Write tensors as safetensors and the rest as JSON into ``folder`` (made if needed).
+
+        Raises:
+            OutputError: If it cannot be written.
+        """
+        from safetensors.torch import save_file
+
+        folder = Path(folder)
+        tensors, text = self.packed()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             save_file(tensors, folder / _TENSORS)
-            (folder / _FIELDS).write_text(json.dumps(fields, indent=1, ensure_ascii=False), encoding="utf-8")
+            (folder / _FIELDS).write_text(text, encoding="utf-8")
         except OSError as error:
             raise OutputError(f"cannot write {folder}: {error.strerror or error}") from None
         return folder
@@ -88,31 +129,13 @@ class Result:
 
         folder = Path(folder)
         try:
-            fields = json.loads((folder / _FIELDS).read_text(encoding="utf-8"))
+            text = (folder / _FIELDS).read_text(encoding="utf-8")
             tensors = load_file(folder / _TENSORS)
         except (OSError, ValueError) as error:
             raise OutputError(f"{folder} holds no readable result ({error})") from None
         except Exception as error:  # safetensors has an exception of its own, not a ValueError
             raise OutputError(f"{folder / _TENSORS} is damaged ({error})") from None
-        if not isinstance(fields, dict):
-            raise OutputError(f"{folder} holds no readable result ({_FIELDS} is no object)")
-        kind = _kind(fields.pop("kind", ""))
-        written = fields.pop("kn_lens", None)
-        if kind is None or not issubclass(kind, cls):
-            raise OutputError(f"{folder} holds a {kind.__name__ if kind else 'foreign'} result, not {cls.__name__}")
-        values: dict[str, Any] = {name: tensor for name, tensor in tensors.items() if _OF not in name}
-        try:
-            for name, value in fields.items():
-                keys = value.get("__tensors__") if isinstance(value, dict) else None
-                values[name] = (
-                    _from_json(value) if keys is None else {key: tensors[f"{name}{_OF}{key}"] for key in keys}
-                )
-            return kind(**values)  # type: ignore[return-value]
-        except (KeyError, TypeError) as error:
-            raise OutputError(
-                f"{folder} holds no {kind.__name__} as kn_lens {__version__} writes it, but one of kn_lens {written}, "
-                f"or a part of one ({error}); make it again"
-            ) from None
+        return cls.unpacked(tensors, text, folder)
 
 
 def _is_tensors(value: Any) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from kn_lens.errors import PromptError
+from kn_lens.errors import NothingLeft, PromptError
 from kn_lens.prompts.batch import PromptBatch
 from kn_lens.prompts.prompt import Dropped
 from kn_lens.scoring import answers, target_distribution
@@ -42,7 +42,8 @@ def rightly_answered(model: Any, batch: PromptBatch, what: str = "tracing and pa
     ``what`` names what is asked for, in the plural.
 
     Raises:
-        PromptError: If none is; with the three top answers to the first. Or if a target is of several tokens.
+        NothingLeft: If none is; with the three top answers to the first.
+        PromptError: If a target is of several tokens.
     """
     for entry in batch.resolved:
         if len(entry.target_ids) > 1:
@@ -59,8 +60,9 @@ def rightly_answered(model: Any, batch: PromptBatch, what: str = "tracing and pa
         )
         entry = batch.prompts[0]
         rival = f" rather than {entry.foil!r}" if entry.foil else ""
-        raise PromptError(
+        raise NothingLeft(
             f"{batch.model_name} answers none of the {len(batch)} prompts rightly, so there is no answer to follow: to "
-            f"{entry.text!r} it says {shown}; right would be {entry.target!r}{rival}"
+            f"{entry.text!r} it says {shown}; right would be {entry.target!r}{rival}",
+            [Dropped(text=prompt.text, reason=WRONG, source=prompt.source) for prompt in batch.prompts],
         )
     return [index for index, good in enumerate(right) if good]
