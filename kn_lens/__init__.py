@@ -24,6 +24,9 @@ from typing import TYPE_CHECKING, Any
 from kn_lens._version import __version__
 
 _PUBLIC = {
+    "batches.config": ["RunConfig"],
+    "batches.read": ["BatchRun"],
+    "batches.run": ["resume", "run"],
     "criteria.cases": ["edit_cases"],
     "criteria.evaluate": ["evaluate_edits"],
     "criteria.evaluation": ["EditEvaluation"],
@@ -95,6 +98,9 @@ if TYPE_CHECKING:
     from kn_lens.attribution.integrated_gradients import integrated_gradients
     from kn_lens.attribution.max_activation import max_activation
     from kn_lens.attribution.scores import AttributionScores
+    from kn_lens.batches.config import RunConfig
+    from kn_lens.batches.read import BatchRun
+    from kn_lens.batches.run import resume, run
     from kn_lens.criteria.cases import edit_cases
     from kn_lens.criteria.evaluate import evaluate_edits
     from kn_lens.criteria.evaluation import EditEvaluation

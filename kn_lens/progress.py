@@ -5,6 +5,8 @@ from __future__ import annotations
 from tqdm.auto import tqdm
 
 
-def progress_bar(total: int, what: str, unit: str, enabled: bool = True) -> tqdm:
-    """A bar over ``total`` units; it disappears when done. Use as a context manager."""
-    return tqdm(total=total, desc=what, unit=unit, disable=not enabled, leave=False, dynamic_ncols=True)
+def progress_bar(total: int | None, what: str, unit: str, enabled: bool = True, initial: int = 0) -> tqdm:
+    """A bar over ``total`` units, ``initial`` of them done before; it disappears when done. Use as a context manager."""
+    return tqdm(
+        total=total, desc=what, unit=unit, disable=not enabled, leave=False, dynamic_ncols=True, initial=initial
+    )

@@ -6,6 +6,7 @@ import sys
 
 import typer
 
+from kn_lens.cli.batch import init, results, resume, run, status
 from kn_lens.cli.compare import compare
 from kn_lens.cli.evaluate import EvaluateCommand, evaluate
 from kn_lens.cli.heads import heads
@@ -27,7 +28,7 @@ app = typer.Typer(
 for command in (models, localize, suppress, heads, trace, patch, knockout, rome):
     app.command()(command)
 app.command(cls=EvaluateCommand)(evaluate)
-for command in (count, compare, reproduce, report):
+for command in (count, compare, reproduce, init, run, resume, status, results, report):
     app.command()(command)
 
 

@@ -187,14 +187,38 @@ def localize(
         positions=settings.positions,  # type: ignore[arg-type]
         progress=progress,
     )
+    return localization_of(model, batch, scores, settings, data=data.name, kind=data.kind, sha256=data_hash(data))
+
+
+def localization_of(
+    model: Any,
+    batch: PromptBatch,
+    scores: AttributionScores,
+    settings: LocalizeSettings,
+    *,
+    data: str,
+    kind: str,
+    sha256: str | None = None,
+) -> Localization:
+    """What :func:`localize` finds in the attribution of some prompts.
+
+    Args:
+        model: The model.
+        batch: The prompts.
+        scores: Their attribution.
+        settings: Those of the search and its seed count.
+        data: Name of the data set.
+        kind: ``"facts"`` or ``"pairs"``.
+        sha256: Of the data's file.
+    """
     selection, test = split_half(scores, settings.seed)
     search = {"threshold": settings.threshold, "share": settings.share, "count": settings.count}
     chosen = scores.select(selection)
     repeated = {name: indices for name, indices in scores.groups.items() if len(indices) > 1}
     halves = {name: indices for name, indices in chosen.groups.items() if len(indices) > 1}
     return Localization(
-        data=data.name,
-        kind=data.kind,
+        data=data,
+        kind=kind,
         scores=scores,
         selection=selection,
         test=test,
@@ -206,7 +230,7 @@ def localize(
         },
         curve=concentration(scores),
         accuracy=float(answers(model, batch).correct.float().mean()),
-        data_hash=data_hash(data),
+        data_hash=sha256,
     )
 
 

@@ -74,7 +74,8 @@ def read_jsonl(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield ``("file:line", row)`` for each line that is not blank; those with a problem are reported and left out.
 
-    Problems: a line that is not UTF-8, or no JSON object; a missing field; no lines.
+    Problems: a line that is not UTF-8, or no JSON object; a missing field; no lines. The file is read line by line,
+    however long it is.
 
     Args:
         path: The file.
@@ -87,7 +88,7 @@ def read_jsonl(
     if not path.is_file():
         raise DataError(f"no file {path}")
     empty = True
-    for number, raw in enumerate(path.read_bytes().splitlines(), start=1):
+    for number, raw in enumerate(_lines(path), start=1):
         where = f"{path}:{number}"
         try:
             line = raw.decode()
@@ -113,3 +114,10 @@ def read_jsonl(
             yield where, row
     if empty:
         report(str(path), "the file is empty; expected one JSON object per line")
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """The lines of a file without their ends, which may be those of any system."""
+    with path.open("rb") as file:
+        for chunk in file:
+            yield from chunk.splitlines()

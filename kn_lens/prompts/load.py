@@ -11,10 +11,11 @@ from pathlib import Path
 from kn_lens.bundled import data_folder
 from kn_lens.errors import DataError, near_matches
 from kn_lens.prompts.counter_facts import CounterFacts, is_counter_facts, read_counter_facts
-from kn_lens.prompts.jsonl import read_json, read_jsonl
+from kn_lens.prompts.jsonl import Report, read_json, read_jsonl, stop
 from kn_lens.prompts.known_facts import read_known_facts
 from kn_lens.prompts.minimal_pairs import MinimalPairs, read_minimal_pairs
 from kn_lens.prompts.prompt import MASK, Prompt
+from kn_lens.prompts.prompt_file import is_prompt_row
 from kn_lens.prompts.relations import Relation, read_relation, templates_path
 
 BLIMP_FOLDER = "KN_LENS_BLIMP"
@@ -29,32 +30,34 @@ def bundled_names() -> list[str]:
     return sorted(relations) + sorted(path.stem for path in (folder / "minimal_pairs").glob("*.jsonl"))
 
 
-def load_data(name: str) -> Relation | MinimalPairs | CounterFacts:
+def load_data(name: str, report: Report = stop) -> Relation | MinimalPairs | CounterFacts:
     """A data set by its name.
 
     Args:
         name: A bundled name (``"P36"``, ``"subject_verb_agreement"``); ``"blimp:<UID>"`` or
             ``"pararel:<relation>"`` (from the folder in ``KN_LENS_BLIMP`` / ``KN_LENS_PARAREL``, else
             BLiMP from the Hub); or a path to JSON Lines of pairs or facts, or to known facts or edits in JSON.
+        report: Told of each bad row of a file of facts or pairs. By default the first one ends the reading; else
+            bad rows are left out.
 
     Raises:
         DataError: If there is no such data (near matches are named) or a file of it is broken.
     """
     source, _, rest = name.partition(":")
     if source == "blimp" and rest:
-        return _load_blimp(rest)
+        return _load_blimp(rest, report)
     if source == "pararel" and rest:
-        return _load_pararel(rest)
+        return _load_pararel(rest, report)
     folder = data_folder()
     known = bundled_names()
     if name in known:
         relation = folder / "relations" / f"{name}.jsonl"
         if relation.is_file():
-            return read_relation(relation)
-        return read_minimal_pairs(folder / "minimal_pairs" / f"{name}.jsonl")
+            return read_relation(relation, report=report)
+        return read_minimal_pairs(folder / "minimal_pairs" / f"{name}.jsonl", report=report)
     path = Path(name).expanduser()
     if os.path.isfile(path):  # False, not an error, for a name too long to be one
-        return _read_path(path)
+        return _read_path(path, report)
     if os.path.isdir(path):
         raise DataError(f"{name} is a folder; name the .jsonl or .json file in it")
     raise DataError(
@@ -112,31 +115,35 @@ def data_hash(data: Relation | MinimalPairs | CounterFacts) -> str | None:
     return digest.hexdigest()
 
 
-def _read_path(path: Path) -> Relation | MinimalPairs | CounterFacts:
+def _read_path(path: Path, report: Report) -> Relation | MinimalPairs | CounterFacts:
     if path.suffix == ".json":
-        return read_counter_facts(path) if is_counter_facts(read_json(path)) else read_known_facts(path)
+        return read_counter_facts(path) if is_counter_facts(read_json(path)) else read_known_facts(path, report=report)
     if templates_path(path).is_file():
-        return read_relation(path)
-    _, first = next(read_jsonl(path))
+        return read_relation(path, report=report)
+    where, first = next(read_jsonl(path, report=report), ("", None))
+    if first is None:  # no row is sound, which the report has been told
+        return MinimalPairs(name=path.stem, pairs=(), path=path)
+    if is_prompt_row(first):
+        raise DataError(f"{path} holds prompts, one a line; only runs take such files: `kn-lens run`, kn.run")
     if not {"sentence_good", "sentence_bad", "subject", "object"} & set(first):
         raise DataError(
-            f"{path}:1 has the fields {', '.join(map(repr, first))}: neither a minimal pair ('sentence_good', "
+            f"{where} has the fields {', '.join(map(repr, first))}: neither a minimal pair ('sentence_good', "
             f"'sentence_bad') nor a fact ('subject', 'object', with templates in {templates_path(path).name})"
         )
     if "subject" in first and "sentence_good" not in first:
         raise DataError(f"{path} holds facts, and their templates are missing: write {templates_path(path)}")
-    return read_minimal_pairs(path)
+    return read_minimal_pairs(path, report=report)
 
 
-def _load_blimp(uid: str) -> MinimalPairs:
+def _load_blimp(uid: str, report: Report) -> MinimalPairs:
     folder = os.environ.get(BLIMP_FOLDER)
     if folder:
         path = Path(folder).expanduser() / f"{uid}.jsonl"
         if not path.is_file():
             known = sorted(entry.stem for entry in Path(folder).expanduser().glob("*.jsonl"))
             raise DataError(f"no {uid}.jsonl in {BLIMP_FOLDER}={folder}.{near_matches(uid, known)}")
-        return read_minimal_pairs(path, name=f"blimp:{uid}", skip_identical=True)
-    return read_minimal_pairs(_blimp_from_hub(uid), name=f"blimp:{uid}", skip_identical=True)
+        return read_minimal_pairs(path, name=f"blimp:{uid}", skip_identical=True, report=report)
+    return read_minimal_pairs(_blimp_from_hub(uid), name=f"blimp:{uid}", skip_identical=True, report=report)
 
 
 def _blimp_from_hub(uid: str) -> Path:
@@ -162,7 +169,7 @@ def _blimp_from_hub(uid: str) -> Path:
     return path
 
 
-def _load_pararel(relation: str) -> Relation:
+def _load_pararel(relation: str, report: Report) -> Relation:
     folder = os.environ.get(PARAREL_FOLDER)
     if not folder:
         raise DataError(
@@ -172,10 +179,10 @@ def _load_pararel(relation: str) -> Relation:
     path = Path(folder).expanduser() / "data_all_allbags.json"
     if not path.is_file():
         raise DataError(f"no data_all_allbags.json in {PARAREL_FOLDER}={folder}")
-    return read_pararel(path, relation)
+    return read_pararel(path, relation, report)
 
 
-def read_pararel(path: Path, name: str) -> Relation:
+def read_pararel(path: Path, name: str, report: Report = stop) -> Relation:
     """One relation of ParaRel as Dai et al. store it: ``{relation: [[[prompt, answer, tag], …], …]}``.
 
     Raises:
@@ -202,7 +209,7 @@ def read_pararel(path: Path, name: str) -> Relation:
             if subject:
                 pairs[fact] = subject, bag[0][1]
         except (IndexError, TypeError, ValueError) as error:
-            raise DataError(f"{where}: not a bag of [prompt, answer, relation] ({error})") from None
+            report(where, f"not a bag of [prompt, answer, relation] ({error})")
     return Relation(name=name, facts=facts, pairs=pairs, label=label, path=path)
 
 

@@ -13,7 +13,7 @@ from kn_lens.errors import DataError, PromptError
 from kn_lens.models.kind import is_masked, model_name
 from kn_lens.prompts.batch import PromptBatch
 from kn_lens.prompts.groups import augment_pairs, gather_groups, group_by_answer
-from kn_lens.prompts.jsonl import read_jsonl
+from kn_lens.prompts.jsonl import Report, read_jsonl, stop
 from kn_lens.prompts.prompt import Dropped, Prompt
 from kn_lens.prompts.tokens import TokenResolver, UnusablePrompt
 
@@ -220,7 +220,9 @@ def _split_punctuation(word: str) -> tuple[str, str]:
     return bare, word[len(bare) :]
 
 
-def read_minimal_pairs(path: Path, name: str | None = None, *, skip_identical: bool = False) -> MinimalPairs:
+def read_minimal_pairs(
+    path: Path, name: str | None = None, *, skip_identical: bool = False, report: Report = stop
+) -> MinimalPairs:
     """The pairs of one JSON Lines file.
 
     Args:
@@ -228,21 +230,26 @@ def read_minimal_pairs(path: Path, name: str | None = None, *, skip_identical: b
         name: What the paradigm is called; by default the file's stem.
         skip_identical: Leave out pairs of identical sentences with a warning, rather than stop:
             for public files, which hold a few and are not the user's to mend.
+        report: Told of each problem, with file and line: a broken line, a missing field, two identical sentences, an
+            empty file. By default the first one ends the reading; else rows with a problem are left out.
 
     Raises:
-        DataError: A broken line, a missing field, two identical sentences, or an empty file; with
-            file and line.
+        DataError: A problem that ends the reading.
     """
     pairs: list[MinimalPair] = []
-    for where, row in read_jsonl(path, required=("sentence_good", "sentence_bad")):
+    for where, row in read_jsonl(path, ("sentence_good", "sentence_bad"), report):
         good, bad = row["sentence_good"].strip(), row["sentence_bad"].strip()
         if good == bad:
-            problem = f"{where}: sentence_good and sentence_bad are the same: {good!r}"
-            if not skip_identical:
-                raise DataError(problem)
-            log.warning("left out %s", problem)
+            problem = f"sentence_good and sentence_bad are the same: {good!r}"
+            if skip_identical:
+                log.warning("left out %s: %s", where, problem)
+            else:
+                report(where, problem)
             continue
-        pairs.append(pair_of_row(row, where))
+        try:
+            pairs.append(pair_of_row(row, where))
+        except DataError as error:
+            report(where, str(error).removeprefix(f"{where}: "))
     return MinimalPairs(name=name or path.stem, pairs=tuple(pairs), path=path)
 
 

@@ -133,20 +133,26 @@ class StatedFact(NamedTuple):
         return f"{self.subject} → {self.object}"
 
 
-def read_relation(path: Path, name: str | None = None) -> Relation:
+def read_relation(path: Path, name: str | None = None, report: Report = stop) -> Relation:
     """A relation from ``P36.jsonl`` (subject, object) and ``P36.templates.jsonl`` beside it.
 
     Templates that compete (:func:`rivals`) are warned of and kept: sets made by others have such.
 
+    Args:
+        path: The facts.
+        name: What the relation is called; by default the file's stem.
+        report: Told of each problem, with file and line: a broken line, a missing field, or what
+            :func:`parse_templates` and :func:`parse_facts` find. By default the first one ends the reading; else rows
+            with a problem are left out.
+
     Raises:
-        DataError: A broken line, a missing field, or what :func:`parse_templates` and :func:`parse_facts`
-            find; with file and line.
+        DataError: A problem that ends the reading.
     """
     name = name or path.stem
-    templates = parse_templates(read_jsonl(templates_path(path), required=("template",)))
+    templates = parse_templates(read_jsonl(templates_path(path), ("template",), report), report)
     for template, other in rivals(templates):
         log.warning("%s: %s", template.where, rivalry(template, other))
-    facts = parse_facts(read_jsonl(path, required=_SLOTS))
+    facts = parse_facts(read_jsonl(path, _SLOTS, report), report)
     about = read_about(path.with_name("relations.json")).get(name, {})
     return Relation(
         name=name,

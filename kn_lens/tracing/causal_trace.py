@@ -48,6 +48,7 @@ def causal_trace(
     samples: int = 10,
     noise: float = 3.0,
     sigma: float | None = None,
+    mean: Sequence[float] | Tensor | None = None,
     swaps: Swaps | None = None,
     direction: Direction = "sufficiency",
     severed: str | None = None,
@@ -74,6 +75,7 @@ def causal_trace(
         samples: Draws of noise, 10 by default; effects are their mean.
         noise: σ of the noise, in standard deviations of the embeddings of the prompts' cue tokens; 3 by default.
         sigma: σ itself, where it is not to be measured on these prompts (say another trace's ``sigma``).
+        mean: For ``"mean"``: the mean embedding itself, where it is not to be that of these prompts' cue tokens.
         swaps: For ``"swap"``: the new cue of each prompt, or a mapping from cues; by default another prompt's.
         direction: ``"sufficiency"`` (default) restores clean states in the corrupted run, ``"necessity"`` corrupts
             them in the clean run.
@@ -107,7 +109,9 @@ def causal_trace(
     batch = as_batch(model, prompts)
     require_cues(batch)
     metric = default_metric(metric, batch)
-    spoiled = corruption_of(model, batch, corruption, samples=samples, noise=noise, sigma=sigma, swaps=swaps, seed=seed)
+    spoiled = corruption_of(
+        model, batch, corruption, samples=samples, noise=noise, sigma=sigma, mean=mean, swaps=swaps, seed=seed
+    )
     spoiled = spoiled.keep(rightly_answered(model, spoiled.batch), WRONG)
     tracer = _Tracer(model, where, cut, width, chosen, spoiled, direction, positions, memory_budget)
     with progress_bar(len(spoiled.batch), f"causal tracing ({stream})", "prompt", progress) as bar:

@@ -96,6 +96,7 @@ def corruption_of(
     samples: int,
     noise: float,
     sigma: float | None,
+    mean: Sequence[float] | Tensor | None = None,
     swaps: Swaps | None,
     seed: int,
 ) -> Corruption:
@@ -108,6 +109,7 @@ def corruption_of(
         samples: Draws of noise per prompt.
         noise: Standard deviation of the noise, in those of the embeddings of the batch's cue tokens.
         sigma: Standard deviation of the noise, where it is given rather than measured on the batch.
+        mean: The mean embedding, likewise.
         swaps: See :func:`kn_lens.tracing.swap.swap_partners`.
         seed: Of the draws.
 
@@ -125,6 +127,8 @@ def corruption_of(
             raise SettingsError(f"{what} is {value!r}; give a number above 0")
     if swaps is not None and name != "swap":
         raise SettingsError(f"swaps is given and the corruption is {name!r}; take corruption='swap'")
+    if mean is not None and name != "mean":
+        raise SettingsError(f"mean is given and the corruption is {name!r}; take corruption='mean'")
     swapped = swap_partners(model, batch, swaps) if name == "swap" else None
     batch = batch if swapped is None else swapped.batch
     cues = torch.tensor([entry.ids[at] for entry in batch.resolved for at in entry.cue_positions])
@@ -136,9 +140,19 @@ def corruption_of(
         samples=samples if name == "noise" else 1,
         sigma=spread if name == "noise" else float("nan"),
         seed=seed,
-        mean=embeddings.mean(0),
+        mean=embeddings.mean(0) if mean is None else _checked_mean(mean, embeddings),
         swapped=swapped,
     )
+
+
+def _checked_mean(
+    mean: Sequence[float] | Tensor, embeddings: Float[Tensor, "cue d_model"]
+) -> Float[Tensor, " d_model"]:
+    """A mean embedding that was given, as one measured here would be."""
+    given = torch.as_tensor(mean).to(embeddings)
+    if given.shape != embeddings.shape[1:] or not given.isfinite().all():
+        raise SettingsError(f"mean is no embedding of this model; give {embeddings.shape[1]} numbers")
+    return given
 
 
 def embedding_hook(model: Any) -> str:

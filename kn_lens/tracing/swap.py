@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from kn_lens.errors import PromptError
+from kn_lens.errors import NothingLeft, PromptError
 from kn_lens.prompts.batch import PromptBatch
 from kn_lens.prompts.positions import require_cues
-from kn_lens.prompts.prompt import Prompt
+from kn_lens.prompts.prompt import Dropped, Prompt
 from kn_lens.prompts.tokens import ResolvedPrompt, TokenResolver, UnusablePrompt
 from kn_lens.tracing.answered import only
 
 NO_PARTNER = "no cue of equal token length to swap with"
-
-Swaps = Mapping[str, str] | Sequence[str]
-"""The new cue of each prompt, or new cues by old ones."""
 
 
 @dataclass(frozen=True)
@@ -46,17 +44,25 @@ class Swapped:
         )
 
 
+Swaps = Mapping[str, str] | Sequence[str] | Swapped
+"""The new cue of each prompt, or new cues by old ones; or twins that were found before, among more prompts."""
+
+
 def swap_partners(model: Any, batch: PromptBatch, swaps: Swaps | None = None) -> Swapped:
     """Find each prompt's twin.
 
     Without ``swaps`` a two-prefix pair takes its other prefix; another pair the cue, of those whose answer is its
     foil, that is spelled most like its own (*keys*, *key*); a fact the cue of the next prompt, of its own template
-    where there is one, that has another answer. Cues of another token length are passed over.
+    where there is one, that has another answer. Cues of another token length are passed over. Twins that are given as
+    :class:`Swapped`, of these very prompts, are taken as they are.
 
     Raises:
-        PromptError: If a prompt has no cue, a given swap does not fit (the nearest that does is named), or no prompt
-            has a twin.
+        NothingLeft: If no prompt has a twin.
+        PromptError: If a prompt has no cue, a given swap does not fit (the nearest that does is named), or twins are of
+            other prompts.
     """
+    if isinstance(swaps, Swapped):
+        return _found_before(batch, swaps)
     require_cues(batch)
     resolver = TokenResolver(model, batch.prepend_bos)
     cues = [_cue_text(entry) for entry in batch.resolved]
@@ -76,13 +82,23 @@ def swap_partners(model: Any, batch: PromptBatch, swaps: Swaps | None = None) ->
             twins.append(twin)
     if not kept:
         first = batch.resolved[0]
-        raise PromptError(
+        raise NothingLeft(
             f"no prompt has a cue to swap with: {cues[0]!r} of {first.prompt.text!r} is {_tokens(first)} long, and no "
-            f"other prompt with another answer has a cue as long; give more prompts (--groups), or swaps= in Python"
+            f"other prompt with another answer has a cue as long; give more prompts (--groups), or swaps= in Python",
+            [Dropped(text=prompt.text, reason=NO_PARTNER, source=prompt.source) for prompt in batch.prompts],
         )
     ids, texts = zip(*twins, strict=True)
     known = {entry.ids: entry.target_ids[0] for entry in batch.resolved}
     return Swapped(only(batch, kept, NO_PARTNER), ids, texts, tuple(known.get(twin, -1) for twin in ids))
+
+
+def _found_before(batch: PromptBatch, swapped: Swapped) -> Swapped:
+    if swapped.batch.resolved != batch.resolved:
+        raise PromptError(
+            f"swaps holds twins of {len(swapped.batch)} prompts that are not the {len(batch)} given, or not in their "
+            f"order; give the twins of these"
+        )
+    return replace(swapped, batch=batch)
 
 
 def _partner(
@@ -113,9 +129,14 @@ def _candidates(batch: PromptBatch, cues: Sequence[str], index: int) -> list[int
     ]
     if entry.foil_ids is not None:
         rivals = [other for other in others if batch.resolved[other].target_ids == entry.foil_ids]
-        likeness = {cue: difflib.SequenceMatcher(None, cues[index], cue).ratio() for cue in set(cues)}
-        return sorted(rivals, key=lambda other: -likeness[cues[other]])
+        return sorted(rivals, key=lambda other: -_likeness(cues[index], cues[other]))
     return sorted(others, key=lambda other: batch.prompts[other].template != entry.prompt.template)
+
+
+@functools.lru_cache(maxsize=2**16)
+def _likeness(cue: str, other: str) -> float:
+    """How alike two words are spelled: 1 the same, 0 no letter in common."""
+    return difflib.SequenceMatcher(None, cue, other).ratio()
 
 
 def _twin(resolver: TokenResolver, entry: ResolvedPrompt, cue: str) -> ResolvedPrompt | None:
@@ -153,7 +174,7 @@ def _cue_text(entry: ResolvedPrompt) -> str:
     return (entry.prompt.prefix + entry.prompt.suffix)[start:end]
 
 
-def _given(cues: Sequence[str], swaps: Swaps | None) -> list[str] | None:
+def _given(cues: Sequence[str], swaps: Mapping[str, str] | Sequence[str] | None) -> list[str] | None:
     if swaps is None:
         return None
     if isinstance(swaps, Mapping):

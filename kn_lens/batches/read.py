@@ -1,0 +1,267 @@
+"""Reading a run, finished or in progress: how far it is, its tables, its results. Reading never writes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kn_lens.batches.config import RunConfig
+from kn_lens.batches.lock import holder_of
+from kn_lens.batches.methods import method_named
+from kn_lens.batches.part import Manifest, PartRecord, Task
+from kn_lens.batches.prompt_table import PromptReader
+from kn_lens.batches.store import Store
+from kn_lens.errors import OutputError, SettingsError, near_matches
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from kn_lens.results import Result
+
+DONE, DROPPED, FAILED, OPEN = "done", "left out", "failed", "open"
+"""What has become of a prompt."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """How far the run is with one data set and variant.
+
+    Attributes:
+        data, variant: Names.
+        prompts: All of them.
+        done: Those that the method answered for.
+        dropped: Those that it left out, by reason.
+        failed: Those at which it failed.
+    """
+
+    data: str
+    variant: str
+    prompts: int
+    done: int
+    dropped: dict[str, int]
+    failed: int
+
+    @property
+    def open(self) -> int:
+        """Prompts that are still to be computed."""
+        return self.prompts - self.done - sum(self.dropped.values()) - self.failed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """How far a run is.
+
+    Attributes:
+        shares: By data set and variant.
+        pieces, finished: How many pieces there are, and are finished.
+        seconds: That workers spent on the finished ones.
+        holder: The process that runs it now (``"host, process 123, since …"``), or None.
+    """
+
+    shares: tuple[Share, ...]
+    pieces: int
+    finished: int
+    seconds: float
+    holder: str | None
+
+    @property
+    def complete(self) -> bool:
+        """Whether every piece is finished."""
+        return self.finished == self.pieces
+
+    @property
+    def failed(self) -> int:
+        """Prompts at which the method failed."""
+        return sum(share.failed for share in self.shares)
+
+
+class BatchRun:
+    """A run in a folder.
+
+    Args:
+        folder: The run's.
+
+    Raises:
+        OutputError: If it holds no run, a damaged one, or one of a newer kn_lens.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.store = Store(self.folder)
+        self.manifest: Manifest = self.store.manifest()
+        self.config = RunConfig.model_validate(self.manifest.config)
+        self.method = method_named(self.config.method)
+
+    def __repr__(self) -> str:
+        status = self.status()
+        return f"BatchRun({str(self.folder)!r}: {self.config.method}, {status.finished} of {status.pieces} pieces)"
+
+    @property
+    def data(self) -> list[str]:
+        """Names of the data sets."""
+        return [plan.name for plan in self.manifest.data]
+
+    @property
+    def variants(self) -> list[str]:
+        """What the method is repeated over; ``[""]`` where it is not."""
+        return list(self.manifest.variants)
+
+    @property
+    def variant_name(self) -> str:
+        """What a variant is: ``"stream"``, ``"site"``, ``"editor"`` …"""
+        return self.method.variant_name
+
+    def status(self) -> Status:
+        """How far it is, by what is on disk."""
+        records = self.store.records()
+        counts = {
+            (data, variant): [0, Counter[str](), 0]
+            for data in range(len(self.manifest.data))
+            for variant in self.variants
+        }
+        tasks = self.store.tasks()
+        for number, record in records.items():
+            task = tasks[number]
+            entry: Any = counts[task.data, task.variant]
+            entry[0] += record.done
+            entry[1].update(one.reason for one in record.dropped)
+            entry[2] += len(record.failed)
+        shares = [
+            Share(
+                data=self.manifest.data[data].name,
+                variant=variant,
+                prompts=self.manifest.data[data].prompts,
+                done=done,
+                dropped=dict(dropped.most_common()),
+                failed=failed,
+            )
+            for (data, variant), (done, dropped, failed) in counts.items()
+        ]
+        return Status(
+            shares=tuple(shares),
+            pieces=len(tasks),
+            finished=len(records),
+            seconds=sum(record.seconds for record in records.values()),
+            holder=holder_of(self.folder),
+        )
+
+    def failures(self, most: int | None = None) -> list[str]:
+        """A line for each prompt that failed, with what it was and why; of many the first ``most``."""
+        found = [one for _, record in self._finished() for one in record.failed]
+        told = [f"prompt {one.prompt}, {one.text!r}: {one.reason}" for one in found[:most]]
+        more = len(found) - len(told)
+        return [*told, f"and {more} more"] if more else told
+
+    def tables(self) -> Iterator[pd.DataFrame]:
+        """The tidy table, a piece at a time in the order of the pieces; ``data`` and the variant are its first columns.
+
+        ``prompt`` is the number of the prompt within the run: :meth:`prompts` has its text.
+        """
+        for task, record in self._finished():
+            if record.files:
+                table = self.store.table(task.number)
+                if table is not None:
+                    yield self._named(task, table)
+
+    def frame(self) -> pd.DataFrame:
+        """All of :meth:`tables`.
+
+        Raises:
+            OutputError: If there is nothing yet.
+        """
+        import pandas as pd
+
+        found = list(self.tables())
+        if not found:
+            raise OutputError(f"{self.folder} holds no finished prompt yet: `kn-lens status {self.folder}`")
+        return pd.concat(found, ignore_index=True)
+
+    def prompt_tables(self) -> Iterator[pd.DataFrame]:
+        """A row for each prompt and variant, a piece at a time: text, answer, what became of it, and, where the method
+        has such, its numbers (a trace's metrics of both runs)."""
+        import pandas as pd
+
+        reader = PromptReader(self.folder)
+        records = self.store.records()
+        for task in self.store.tasks():
+            numbers = range(task.first, task.first + len(task.rows))
+            record = records.get(task.number)
+            rows = [
+                {"prompt": number, "text": prompt.text, **{name: getattr(prompt, name) for name in _SHOWN}}
+                | {"state": OPEN if record is None else DONE, "reason": None}
+                for number, (prompt, _) in zip(numbers, reader.read(numbers), strict=True)
+            ]
+            for state, left_out in () if record is None else ((DROPPED, record.dropped), (FAILED, record.failed)):
+                for one in left_out:
+                    rows[one.prompt - task.first] |= {"state": state, "reason": one.reason}
+            table = self._named(task, pd.DataFrame(rows))
+            yield table if record is None else self._with_numbers(task, record, table)
+
+    def prompts(self) -> pd.DataFrame:
+        """All of :meth:`prompt_tables`."""
+        import pandas as pd
+
+        return pd.concat(list(self.prompt_tables()), ignore_index=True)
+
+    def result(self, data: str | None = None, variant: str | None = None) -> Result:
+        """The finished prompts of a data set and variant as one result, as the public function returns it.
+
+        Args:
+            data: A name of :attr:`data`; may be left out where there is one.
+            variant: One of :attr:`variants`; likewise.
+
+        Raises:
+            SettingsError: If there is no such data set or variant, or several and none is named.
+            OutputError: If none of its prompts is finished, or a part is damaged.
+        """
+        at = _chosen("data set", "data", self.data, data)
+        name = self.variants[_chosen(self.variant_name or "variant", "variant", self.variants, variant)]
+        parts = [
+            self.store.result(task.number)
+            for task, record in self._finished()
+            if task.data == at and task.variant == name and record.done
+        ]
+        found = [part for part in parts if part is not None]
+        if not found:
+            raise OutputError(f"no prompt of {self.data[at]}{f', {name}' if name else ''} is finished in {self.folder}")
+        return found[0] if len(found) == 1 else self.method.join(found)
+
+    def _finished(self) -> Iterator[tuple[Task, PartRecord]]:
+        records = self.store.records()
+        tasks = self.store.tasks()
+        for number in sorted(records):
+            yield tasks[number], records[number]
+
+    def _named(self, task: Task, table: pd.DataFrame) -> pd.DataFrame:
+        named = {"data": self.manifest.data[task.data].name}
+        if self.variant_name:
+            named[self.variant_name] = task.variant
+        rest = table.drop(columns=[name for name in named if name in table.columns])
+        for at, (name, value) in enumerate(named.items()):
+            rest.insert(at, name, value)
+        return rest
+
+    def _with_numbers(self, task: Task, record: PartRecord, table: pd.DataFrame) -> pd.DataFrame:
+        result = self.store.result(task.number) if record.done else None
+        numbers = getattr(result, "prompts_frame", None)
+        if numbers is None:
+            return table
+        frame = numbers()
+        frame = frame[[name for name in frame.columns if name not in table.columns]]
+        return table.join(frame.set_index(table.index[(table["state"] == DONE).to_numpy()]))
+
+
+_SHOWN = ("target", "foil", "group", "source")
+
+
+def _chosen(what: str, argument: str, known: list[str], name: str | None) -> int:
+    if name is None:
+        if len(known) == 1:
+            return 0
+        raise SettingsError(f"the run has several {what}s: say which, {argument}={known[0]!r}; of {', '.join(known)}")
+    if name not in known:
+        raise SettingsError(f"the run has no {what} {name!r}.{near_matches(name, known)} It has {', '.join(known)}")
+    return known.index(name)

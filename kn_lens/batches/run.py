@@ -1,0 +1,320 @@
+"""Running a batch: plan it if it is new, hand its pieces to an engine, and keep what comes back.
+
+What is on disk is what is done: a run that was stopped, or that lost its machine, goes on with the pieces that are
+missing, and comes to the same tables.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from kn_lens.batches.config import RunConfig
+from kn_lens.batches.durable import write_durably
+from kn_lens.batches.engine import Engine, engine_named
+from kn_lens.batches.lock import RunLock
+from kn_lens.batches.part import Manifest, PartRecord
+from kn_lens.batches.plan import decisive
+from kn_lens.batches.read import BatchRun
+from kn_lens.batches.run_file import read_run_file
+from kn_lens.batches.source import open_source
+from kn_lens.batches.store import DamagedManifest, Store
+from kn_lens.errors import OutputError, SettingsError
+from kn_lens.progress import progress_bar
+
+log = logging.getLogger(__name__)
+
+RUN_FILE = "run.yaml"
+
+Tell = Callable[[str], None]
+
+
+class Interrupted(KeyboardInterrupt):
+    """The run was stopped by the user; what is finished is kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """Where the pieces of a run are computed; results do not depend on it.
+
+    Attributes:
+        engine: ``"local"`` (processes on this machine) or ``"ray"``.
+        workers: How many pieces at once; None: as many as there are cores (devices) for.
+        address: Of a running Ray cluster; None starts Ray on this machine.
+    """
+
+    engine: str = "local"
+    workers: int | None = None
+    address: str | None = None
+
+    def open(self, config: RunConfig) -> Engine:
+        """The engine.
+
+        Raises:
+            SettingsError: If there is no such engine, or it cannot be reached.
+        """
+        return engine_named(self.engine, config, workers=self.workers, address=self.address)
+
+
+def run(
+    config: RunConfig | Mapping[str, Any] | str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    *,
+    engine: str = "local",
+    workers: int | None = None,
+    address: str | None = None,
+    progress: bool = True,
+) -> BatchRun:
+    """Run a method over data sets, piece by piece; a run that is there goes on.
+
+    Args:
+        config: A run file (YAML), or what stands in one, as a mapping.
+        out: The run's folder; by default ``runs/NAME`` for a run file ``NAME.yaml``. A mapping needs one.
+        engine: ``"local"`` (default): processes on this machine; ``"ray"``: a cluster.
+        workers: Pieces at once; by default one for each core.
+        address: Of a running Ray cluster; by default Ray is started on this machine.
+        progress: Show progress bars.
+
+    Returns:
+        The run: its status, tables and results.
+
+    Raises:
+        SettingsError: If the configuration is wrong; all of it is told at once.
+        OutputError: If the folder is of another run, in use, or cannot be written.
+        KnLensError: If the model or the data cannot be loaded, or do not suit the method.
+    """
+    asked, text = _config_of(config)
+    folder = Path(out) if out is not None else _default_folder(config)
+    options = EngineOptions(engine=engine, workers=workers, address=address)
+    return _run(folder, asked, text, options, retry_failed=False, progress=progress)
+
+
+def resume(
+    folder: str | os.PathLike[str],
+    *,
+    engine: str = "local",
+    workers: int | None = None,
+    address: str | None = None,
+    retry_failed: bool = False,
+    progress: bool = True,
+) -> BatchRun:
+    """Go on with a run: damaged parts are computed again, finished ones are kept.
+
+    Args:
+        folder: The run's.
+        engine: As in :func:`run`, also where it was begun on another one.
+        workers: As in :func:`run`.
+        address: As in :func:`run`.
+        retry_failed: Compute pieces with failed prompts again too.
+        progress: Show progress bars.
+
+    Raises:
+        OutputError: If the folder holds no run, is in use, or cannot be written.
+        KnLensError: As :func:`run`.
+    """
+    folder = Path(folder)
+    store = Store(folder)
+    try:
+        asked = RunConfig.model_validate(store.manifest().config)
+    except DamagedManifest as error:
+        if not (folder / RUN_FILE).is_file():
+            raise
+        log.warning("%s; the run is planned anew from %s, and its finished parts are kept", error, RUN_FILE)
+        asked = read_run_file(folder / RUN_FILE)
+    options = EngineOptions(engine=engine, workers=workers, address=address)
+    return _run(folder, asked, None, options, retry_failed=retry_failed, progress=progress)
+
+
+def _config_of(config: Any) -> tuple[RunConfig, str]:
+    if isinstance(config, RunConfig):
+        return config, json.dumps(config.model_dump(mode="json"), indent=1, ensure_ascii=False)
+    if isinstance(config, Mapping):
+        asked = RunConfig.model_validate(config)
+        return asked, json.dumps(asked.model_dump(mode="json"), indent=1, ensure_ascii=False)
+    path = Path(config)
+    asked = read_run_file(path)
+    return asked, path.read_text(encoding="utf-8")
+
+
+def _default_folder(config: Any) -> Path:
+    if isinstance(config, (str, os.PathLike)):
+        return Path("runs") / Path(config).stem
+    raise SettingsError("say where the run is kept: kn.run(config, out='runs/traces')")
+
+
+def _run(
+    folder: Path, config: RunConfig, text: str | None, options: EngineOptions, *, retry_failed: bool, progress: bool
+) -> BatchRun:
+    store = Store(folder)
+    planned = _planned(store)
+    if planned is not None:
+        _check_same(folder, planned, config)
+    else:
+        _check_free(folder)
+    with RunLock(folder), options.open(config) as engine, _stopping(engine) as stopping:
+        if planned is None:
+            if text is not None:
+                write_durably(folder / RUN_FILE, lambda file: file.write(text.encode()))
+            store.log(f"planned by kn_lens {version('kn-lens')}")
+            engine.plan(folder, config.model_dump(mode="json"))
+        store.sweep()
+        todo = _todo(store, retry_failed=retry_failed, progress=progress)
+        _work(store, engine, todo, stopping, progress)
+    done = BatchRun(folder)
+    if stopping.asked:
+        raise Interrupted
+    return done
+
+
+def _planned(store: Store) -> Manifest | None:
+    """The manifest, if there is a whole one."""
+    try:
+        return store.manifest() if store.exists() else None
+    except DamagedManifest:
+        return None
+
+
+def _check_free(folder: Path) -> None:
+    """Refuse a folder that holds something else, before anything is written.
+
+    Raises:
+        OutputError: Naming one thing in it.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"cannot write {folder}: it is a file; name another --out")
+    known = {RUN_FILE, "manifest.json", "prompts.parquet", "dropped.parquet", "parts", "log.txt", "lock", "results"}
+    others = sorted(path.name for path in folder.iterdir() if path.name not in known) if folder.is_dir() else []
+    others = [name for name in others if not name.startswith(".")]
+    if others:
+        raise OutputError(f"{folder} holds {others[0]!r}, which is no part of a run; name another --out")
+
+
+def _check_same(folder: Path, manifest: Manifest, config: RunConfig) -> None:
+    """Refuse to go on with other settings, data or versions of the data.
+
+    Raises:
+        OutputError: Naming what differs.
+    """
+    there, here = decisive(manifest.config), decisive(config.model_dump(mode="json"))
+    differing = [
+        f"{name} (there {json.dumps(was, ensure_ascii=False)}, here {json.dumps(now, ensure_ascii=False)})"
+        for name, was, now in _differences("", there, here)
+    ]
+    if differing:
+        raise OutputError(
+            f"{folder} holds a run that differs in {', '.join(differing)}; go on with its own settings "
+            f"(`kn-lens resume {folder}`), or name another --out"
+        )
+    for entry, plan in zip(config.data, manifest.data, strict=True):
+        path = Path(entry.name).expanduser()
+        if path.is_file() and open_source(entry, config.on_bad_row).sha256 != plan.sha256:
+            raise OutputError(
+                f"{entry.name} has changed since the run in {folder} was planned; bring the file back, or name "
+                f"another --out"
+            )
+    made_with = manifest.provenance.get("versions", {})
+    for package in ("kn_lens", "torch", "transformer-lens", "transformers"):
+        try:
+            now = version(package)
+        except PackageNotFoundError:
+            continue
+        if made_with.get(package) not in (None, now):
+            log.warning(
+                "%s was planned with %s %s, and this is %s: pieces made from now on may differ in the last digits",
+                folder,
+                package,
+                made_with[package],
+                now,
+            )
+
+
+def _differences(prefix: str, there: Any, here: Any) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(there, Mapping) and isinstance(here, Mapping):
+        for name in dict.fromkeys([*there, *here]):
+            yield from _differences(f"{prefix}.{name}" if prefix else name, there.get(name), here.get(name))
+    elif there != here:
+        yield prefix, there, here
+
+
+def _todo(store: Store, *, retry_failed: bool, progress: bool) -> Sequence[int]:
+    """Numbers of the pieces to compute: those that are missing, damaged, or, if asked for, hold failed prompts."""
+    records = store.records()
+    with progress_bar(len(records), "check finished parts", "part", progress and bool(records)) as bar:
+        for number, record in list(records.items()):
+            problem = store.problem(number, record)
+            bar.update()
+            if problem is not None:
+                log.warning("%s; it is computed again", problem)
+                store.log(f"{problem}; it is computed again")
+            elif not (retry_failed and record.failed):
+                continue
+            store.remove_part(number)
+            del records[number]
+    store.rebuild_index()
+    return [number for number in range(len(store.tasks())) if number not in records]
+
+
+def _work(store: Store, engine: Engine, todo: Sequence[int], stopping: _Stopping, progress: bool) -> None:
+    tasks = store.tasks()
+    store.log(f"begins with {len(todo)} of {len(tasks)} pieces, {engine.workers} workers ({engine.name})")
+    total = sum(len(task.rows) for task in tasks)
+    left = sum(len(tasks[number].rows) for number in todo)
+    failed = lost = 0
+    with progress_bar(total, store.manifest().config["method"], "prompt", progress, initial=total - left) as bar:
+        for outcome in engine.outcomes(store.folder, todo, lambda: stopping.asked):
+            if outcome.record is None:
+                lost += 1
+                store.log(f"piece {outcome.task} could not be computed: {outcome.error}")
+                log.error("piece %d could not be computed: %s", outcome.task, outcome.error)
+                continue
+            store.append_index(outcome.record)
+            failed += _tell_failed(store, outcome.record)
+            bar.update(outcome.record.prompts)
+            if failed or lost:
+                bar.set_postfix_str(f"{failed} failed" + (f", {lost} pieces lost" if lost else ""))
+    store.log("stopped by the user" if stopping.asked else "ended")
+
+
+def _tell_failed(store: Store, record: PartRecord) -> int:
+    for one in record.failed:
+        store.log(f"prompt {one.prompt} failed: {one.text!r}: {one.reason}")
+    return len(record.failed)
+
+
+class _Stopping:
+    """Whether the user, or the system, has asked the run to stop."""
+
+    asked = False
+
+
+@contextmanager
+def _stopping(engine: Engine) -> Iterator[_Stopping]:
+    """Ctrl-C (or SIGTERM, which schedulers send) ends the run after the pieces in hand; a second one at once."""
+    state = _Stopping()
+    if threading.current_thread() is not threading.main_thread():
+        yield state
+        return
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if state.asked:
+            engine.kill()
+            raise KeyboardInterrupt
+        state.asked = True
+        log.warning("stopping after the pieces in hand; once more stops at once")
+
+    former = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield state
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
