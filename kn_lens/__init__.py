@@ -74,6 +74,7 @@ _PUBLIC = {
     "suppression.effect": ["UnitEffect"],
     "suppression.frequency_effect": ["FrequencyEffect", "frequency_effect"],
     "experiments.experiment": ["experiment"],
+    "studies.localized": ["Localized"],
     "studies.site_comparison": ["SiteComparison"],
     "studies.sites": ["compare_sites"],
     "frequency": ["PairCounts", "count_pairs", "load_counts"],
@@ -143,6 +144,7 @@ if TYPE_CHECKING:
     from kn_lens.prompts.relations import Relation
     from kn_lens.results import Result
     from kn_lens.scoring import accuracy, answers
+    from kn_lens.studies.localized import Localized
     from kn_lens.studies.site_comparison import SiteComparison
     from kn_lens.studies.sites import compare_sites
     from kn_lens.suppression.effect import UnitEffect

@@ -134,7 +134,7 @@ def _plan_data(
     canonical(prepared)  # it must be JSON to the last bit: a resumed run reads it back
     return DataPlan(
         name=entry.name,
-        kind=source.kind,
+        kind=source.kind if cases is None else "edits",
         sha256=source.sha256,
         first=first,
         prompts=blocks.count,

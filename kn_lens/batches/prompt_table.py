@@ -120,6 +120,18 @@ class PromptReader:
         return self._kept[1]
 
 
+def dropped_rows(folder: Path) -> list[dict[str, Any]]:
+    """What was left out in planning: data, text, reason, source.
+
+    Raises:
+        OutputError: If the file is not there, or damaged.
+    """
+    try:
+        return pq.read_table(folder / DROPPED).to_pylist()
+    except (OSError, pa.ArrowInvalid) as error:
+        raise OutputError(f"{folder / DROPPED} cannot be read ({error})") from None
+
+
 def _row(data: str, prompt: Prompt) -> dict[str, Any]:
     row: dict[str, Any] = {"data": data, **{name: getattr(prompt, name) for name in _TEXT}}
     if isinstance(prompt.cue, str):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +12,10 @@ from kn_lens.batches.config import RunConfig
 from kn_lens.batches.lock import holder_of
 from kn_lens.batches.methods import method_named
 from kn_lens.batches.part import Manifest, PartRecord, Task
-from kn_lens.batches.prompt_table import PromptReader
+from kn_lens.batches.prompt_table import PromptReader, dropped_rows
 from kn_lens.batches.store import Store
 from kn_lens.errors import OutputError, SettingsError, near_matches
+from kn_lens.prompts.prompt import Dropped
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -219,15 +220,33 @@ class BatchRun:
         """
         at = _chosen("data set", "data", self.data, data)
         name = self.variants[_chosen(self.variant_name or "variant", "variant", self.variants, variant)]
-        parts = [
-            self.store.result(task.number)
-            for task, record in self._finished()
-            if task.data == at and task.variant == name and record.done
-        ]
-        found = [part for part in parts if part is not None]
-        if not found:
+        results: list[Result] = []
+        left_out: list[Dropped] = []
+        for task, record in self._finished():
+            if task.data != at or task.variant != name:
+                continue
+            part = self.store.result(task.number) if record.done else None
+            if part is not None:
+                results.append(part)
+            elif record.dropped:
+                left_out += self._left_out(task, record)
+        if not results:
             raise OutputError(f"no prompt of {self.data[at]}{f', {name}' if name else ''} is finished in {self.folder}")
-        return found[0] if len(found) == 1 else self.method.join(found)
+        joined: Any = self.method.join(results)
+        planned = [
+            Dropped(text=row["text"], reason=row["reason"], source=row["source"])
+            for row in dropped_rows(self.folder)
+            if row["data"] == self.data[at]
+        ]
+        return replace(joined, dropped=(*planned, *joined.dropped, *left_out)) if hasattr(joined, "dropped") else joined
+
+    def _left_out(self, task: Task, record: PartRecord) -> list[Dropped]:
+        """What a part left out that has no result, which else says so itself."""
+        found = PromptReader(self.folder).read(range(task.first, task.first + len(task.rows)))
+        return [
+            Dropped(text=one.text, reason=one.reason, source=found[one.prompt - task.first][0].source)
+            for one in record.dropped
+        ]
 
     def _finished(self) -> Iterator[tuple[Task, PartRecord]]:
         records = self.store.records()

@@ -669,8 +669,9 @@ for turn in range(int(sys.argv[2])):
             assert store.problem(task) is None, store.problem(task)
         else:
             assert store.problem(task) == "part-0000%d.json is missing" % task, store.problem(task)
+    os.close(writes)
     at += len(os.read(reads, 1000))
-    os.close(reads), os.close(writes)
+    os.close(reads)
 print(at, sum(name.startswith(".") for name in os.listdir(store.parts)))
 """
 

@@ -72,6 +72,7 @@ class IntegratedGradientsMethod(_Scores):
     """:func:`kn_lens.integrated_gradients`."""
 
     name = "integrated_gradients"
+    variant_name = "site"
     Settings = IntegratedGradientsSettings
 
 
@@ -79,6 +80,7 @@ class GradientTimesActivationMethod(_Scores):
     """:func:`kn_lens.gradient_times_activation`."""
 
     name = "gradient_times_activation"
+    variant_name = "site"
     Settings = ScoreSettings
 
 
@@ -86,4 +88,5 @@ class MaxActivationMethod(_Scores):
     """:func:`kn_lens.max_activation`."""
 
     name = "max_activation"
+    variant_name = "site"
     Settings = ScoreSettings

@@ -69,6 +69,7 @@ class EvaluateEditsMethod(Method):
     """:func:`kn_lens.evaluate_edits`, editor by editor and layer by layer: variants are ``"rome"`` or ``"rome@3"``."""
 
     name = "evaluate_edits"
+    variant_name = "editor"
     Settings = EvaluateEditsSettings
     joined: ClassVar[ByPrompt] = ByPrompt(ignored=frozenset(["cases"]))
 
@@ -185,9 +186,21 @@ class EvaluateEditsMethod(Method):
         key = (data, settings.criteria, settings.known, seed)
         if key not in kept:
             kept[key] = edit_cases(
-                model, data.name, edits=data.groups, seed=seed, criteria=settings.criteria, known=settings.known
+                model,
+                _loaded(data.name),
+                edits=data.groups,
+                seed=seed,
+                criteria=settings.criteria,
+                known=settings.known,
             )
         return kept[key]
+
+
+def _loaded(name: str) -> Any:
+    """The data without their bad rows: whether these are an error was asked when the run was planned."""
+    from kn_lens.prompts.load import load_data
+
+    return load_data(name, report=lambda where, what: None)
 
 
 def _study(settings: EvaluateEditsSettings, seed: int) -> EvaluateSettings:

@@ -49,6 +49,7 @@ class KnowledgeNeuronsMethod(Method):
     """Attribution, then :func:`kn_lens.find_knowledge_neurons` on one half of each group's prompts, as ``localize``."""
 
     name = "knowledge_neurons"
+    variant_name = "site"
     Settings = KnowledgeNeuronsSettings
     whole_groups: ClassVar[bool] = True
     joined: ClassVar[ByPrompt] = ByPrompt(
@@ -162,6 +163,7 @@ class AblationCurveMethod(Method):
     """:func:`kn_lens.ablation_curve` of one half of each group's prompts, by the attribution of the other half."""
 
     name = "ablation_curve"
+    variant_name = "site"
     Settings = AblationCurveSettings
     whole_groups: ClassVar[bool] = True
     joined: ClassVar[ByPrompt] = ByPrompt(

@@ -101,6 +101,7 @@ class Method(ABC):
         name: That of the public function.
         Settings: The model of its options.
         whole_groups: Whether a block never parts a group.
+        variant_name: What a variant is, ``"stream"``; empty where the method is not repeated.
         needs_cues: Whether prompts without a cue are left out; see also :meth:`asks_for_cues`.
         targets: Whether targets of several tokens are left out.
         joined: How the fields of its result are joined.

@@ -111,6 +111,7 @@ class ActivationPatchingMethod(_Patching):
     """:func:`kn_lens.activation_patching`."""
 
     name = "activation_patching"
+    variant_name = "component"
     Settings = PatchingSettings
 
 
@@ -118,6 +119,7 @@ class AttributionPatchingMethod(_Patching):
     """:func:`kn_lens.attribution_patching`."""
 
     name = "attribution_patching"
+    variant_name = "component"
     Settings = PatchingSettings
 
     def check(self, settings: PatchingSettings) -> None:
@@ -133,6 +135,7 @@ class PathPatchingMethod(_Patching):
     """:func:`kn_lens.path_patching`."""
 
     name = "path_patching"
+    variant_name = "component"
     Settings = PathPatchingSettings
 
     def check(self, settings: PathPatchingSettings) -> None:

@@ -61,6 +61,7 @@ class CausalTraceMethod(Method):
     """:func:`kn_lens.causal_trace`, stream by stream; σ is measured on the cues of all prompts of a data set."""
 
     name = "causal_trace"
+    variant_name = "stream"
     Settings = CausalTraceSettings
     needs_cues: ClassVar[bool] = True
     joined: ClassVar[ByPrompt] = STATE_EFFECTS
