@@ -6,7 +6,7 @@ from tqdm.auto import tqdm
 
 
 def progress_bar(total: int | None, what: str, unit: str, enabled: bool = True, initial: int = 0) -> tqdm:
-    """A bar over ``total`` units, ``initial`` of them done before; it disappears when done. Use as a context manager."""
+    """A bar over ``total`` units, ``initial`` of them done before, gone when done. Use as a context manager."""
     return tqdm(
         total=total, desc=what, unit=unit, disable=not enabled, leave=False, dynamic_ncols=True, initial=initial
     )

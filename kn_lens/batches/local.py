@@ -205,18 +205,20 @@ class LocalEngine:
         process, pipe = _start(target, self._threads, *args)
         one = _Hired(process, pipe, 0, ready=True)
         self._staff.append(one)
+        grace = 0.0
         try:
             while process.exitcode is None:
                 for each in self._with_news():
                     for kind, value in _news(each):
                         if kind == DONE:
+                            grace = _GRACE
                             return value
                         if kind == FAILED:
                             raise value.again()
                         self._pass_on(each, value)
             raise planning_died(named_death(process.exitcode))
         finally:
-            self._dismiss(0)
+            self._dismiss(grace)
 
 
 def _news(one: _Hired) -> Iterator[tuple[str, Any]]:
@@ -257,7 +259,7 @@ def _without_main() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_interrupts() -> Iterator[None]:
-    """Hold back the signals that a child is not to heed: it inherits that, and so is protected from its first moment."""
+    """Hold back the signals that a child is not to heed: it inherits that, and is protected from its first moment."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return

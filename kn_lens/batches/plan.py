@@ -29,8 +29,8 @@ from kn_lens.prompts.prompt import Dropped, Prompt
 log = logging.getLogger(__name__)
 
 WINDOW = 1024
-"""Prompts that are looked at together; a twin is looked for among so many. It does not depend on the size of a shard, so
-that results do not either."""
+"""Prompts that are looked at together; a twin is looked for among so many. Independent of the size of a shard, so that
+results are, too."""
 
 
 def make_plan(folder: Path, config: dict[str, Any], progress: bool = True) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from kn_lens.batches.durable import sha256_of
 from kn_lens.errors import OutputError
 from kn_lens.prompts.prompt import Dropped, Prompt
 
@@ -78,12 +80,19 @@ class PromptWriter:
 class PromptReader:
     """Reads prompts by their numbers.
 
+    Args:
+        folder: The run's.
+        sha256: That of the file as the manifest has it; None does not ask whether it is still so.
+
     Raises:
         OutputError: If the file is not there, or damaged.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, sha256: str | None = None) -> None:
         self.path = folder / PROMPTS
+        if sha256 is not None and sha256_of(self.path) != sha256:
+            resume = f"`kn-lens resume {shlex.quote(str(folder))}`"
+            raise OutputError(f"{self.path} is damaged (its SHA-256 is another): {resume} makes it again")
         try:
             self._file = pq.ParquetFile(self.path)
         except (OSError, pa.ArrowInvalid) as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from kn_lens.batches.config import RunConfig
 from kn_lens.batches.lock import holder_of
 from kn_lens.batches.methods import method_named
+from kn_lens.batches.methods.method import with_texts
 from kn_lens.batches.part import Manifest, PartRecord, Task
 from kn_lens.batches.prompt_table import PromptReader, dropped_rows
 from kn_lens.batches.store import Store
@@ -185,8 +186,9 @@ class BatchRun:
         has such, its numbers (a trace's metrics of both runs)."""
         import pandas as pd
 
-        reader = PromptReader(self.folder)
+        reader = PromptReader(self.folder, self.manifest.prompts_sha256)
         records = self.store.records()
+        numbers_of_none = self._numbers_of_none(records)
         for task in self.store.tasks():
             numbers = range(task.first, task.first + len(task.rows))
             record = records.get(task.number)
@@ -199,7 +201,9 @@ class BatchRun:
                 for one in left_out:
                     rows[one.prompt - task.first] |= {"state": state, "reason": one.reason}
             table = self._named(task, pd.DataFrame(rows))
-            yield table if record is None else self._with_numbers(task, record, table)
+            if numbers_of_none is not None:
+                table = self._with_numbers(task, record, table, numbers_of_none)
+            yield with_texts(table)
 
     def prompts(self) -> pd.DataFrame:
         """All of :meth:`prompt_tables`."""
@@ -263,17 +267,28 @@ class BatchRun:
             rest.insert(at, name, value)
         return rest
 
-    def _with_numbers(self, task: Task, record: PartRecord, table: pd.DataFrame) -> pd.DataFrame:
-        result = self.store.result(task.number) if record.done else None
-        numbers = getattr(result, "prompts_frame", None)
-        if numbers is None:
-            return table
-        frame = numbers()
-        frame = frame[[name for name in frame.columns if name not in table.columns]]
+    def _numbers_of_none(self, records: Mapping[int, PartRecord]) -> pd.DataFrame | None:
+        """The columns of the method's numbers of prompts, without rows: each piece has them, whatever became of it."""
+        for number, record in records.items():
+            result = self.store.result(number) if record.done else None
+            if result is not None:
+                numbers = getattr(result, "prompts_frame", None)
+                frame = None if numbers is None else numbers().iloc[:0]
+                return None if frame is None else frame[[name for name in frame.columns if name not in _KNOWN]]
+        return None
+
+    def _with_numbers(
+        self, task: Task, record: PartRecord | None, table: pd.DataFrame, numbers_of_none: pd.DataFrame
+    ) -> pd.DataFrame:
+        result: Any = self.store.result(task.number) if record is not None and record.done else None
+        if result is None:
+            return table.join(numbers_of_none)
+        frame = result.prompts_frame()[list(numbers_of_none.columns)]
         return table.join(frame.set_index(table.index[(table["state"] == DONE).to_numpy()]))
 
 
 _SHOWN = ("target", "foil", "group", "source")
+_KNOWN = ("prompt", "text", *_SHOWN, "state", "reason")
 
 
 def _chosen(what: str, argument: str, known: list[str], name: str | None) -> int:

@@ -20,11 +20,12 @@ from types import FrameType
 from typing import Any
 
 from kn_lens.batches.config import RunConfig
-from kn_lens.batches.durable import write_durably
+from kn_lens.batches.durable import sha256_of, write_durably
 from kn_lens.batches.engine import Engine, engine_named
 from kn_lens.batches.lock import RunLock
 from kn_lens.batches.part import Manifest, PartRecord
 from kn_lens.batches.plan import decisive
+from kn_lens.batches.prompt_table import PROMPTS
 from kn_lens.batches.read import BatchRun
 from kn_lens.batches.run_file import read_run_file
 from kn_lens.batches.source import open_source
@@ -124,13 +125,17 @@ def resume(
     """
     folder = Path(folder)
     store = Store(folder)
-    try:
-        asked = RunConfig.model_validate(store.manifest().config)
-    except DamagedManifest as error:
-        if not (folder / RUN_FILE).is_file():
-            raise
-        log.warning("%s; the run is planned anew from %s, and its finished parts are kept", error, RUN_FILE)
+    there = (folder / RUN_FILE).is_file()
+    if there and not store.exists():  # it was stopped while it was planned
         asked = read_run_file(folder / RUN_FILE)
+    else:
+        try:
+            asked = RunConfig.model_validate(store.manifest().config)
+        except DamagedManifest as error:
+            if not there:
+                raise
+            log.warning("%s; the run is planned anew from %s, and its finished parts are kept", error, RUN_FILE)
+            asked = read_run_file(folder / RUN_FILE)
     options = EngineOptions(engine=engine, workers=workers, address=address)
     return _run(folder, asked, None, options, retry_failed=retry_failed, progress=progress)
 
@@ -162,11 +167,12 @@ def _run(
     else:
         _check_free(folder)
     with RunLock(folder), options.open(config) as engine, _stopping(engine) as stopping:
-        if planned is None:
+        if planned is None or not _has_prompts(folder, planned):
             if text is not None:
                 write_durably(folder / RUN_FILE, lambda file: file.write(text.encode()))
             store.log(f"planned by kn_lens {version('kn-lens')}")
-            engine.plan(folder, config.model_dump(mode="json"))
+            engine.plan(folder, config.model_dump(mode="json"), progress)
+            store = Store(folder)
         store.sweep()
         todo = _todo(store, retry_failed=retry_failed, progress=progress)
         _work(store, engine, todo, stopping, progress)
@@ -182,6 +188,15 @@ def _planned(store: Store) -> Manifest | None:
         return store.manifest() if store.exists() else None
     except DamagedManifest:
         return None
+
+
+def _has_prompts(folder: Path, planned: Manifest) -> bool:
+    """Whether the prompts are those that were planned."""
+    path = folder / PROMPTS
+    if path.is_file() and sha256_of(path) == planned.prompts_sha256:
+        return True
+    log.warning("%s is missing or damaged; the run is planned anew, and its finished parts are kept", path)
+    return False
 
 
 def _check_free(folder: Path) -> None:
@@ -248,20 +263,24 @@ def _differences(prefix: str, there: Any, here: Any) -> Iterator[tuple[str, Any,
 
 def _todo(store: Store, *, retry_failed: bool, progress: bool) -> Sequence[int]:
     """Numbers of the pieces to compute: those that are missing, damaged, or, if asked for, hold failed prompts."""
-    records = store.records()
+    records = store.rebuild_index()
+    again: set[int] = set()
+    damaged = False
     with progress_bar(len(records), "check finished parts", "part", progress and bool(records)) as bar:
-        for number, record in list(records.items()):
+        for number, record in records.items():
             problem = store.problem(number, record)
             bar.update()
             if problem is not None:
                 log.warning("%s; it is computed again", problem)
                 store.log(f"{problem}; it is computed again")
-            elif not (retry_failed and record.failed):
-                continue
-            store.remove_part(number)
-            del records[number]
-    store.rebuild_index()
-    return [number for number in range(len(store.tasks())) if number not in records]
+                store.remove_part(number)
+                damaged = True
+                again.add(number)
+            elif retry_failed and record.failed:  # what it has is kept until there is something else
+                again.add(number)
+    if damaged:
+        store.rebuild_index()
+    return [number for number in range(len(store.tasks())) if number not in records or number in again]
 
 
 def _work(store: Store, engine: Engine, todo: Sequence[int], stopping: _Stopping, progress: bool) -> None:

@@ -45,7 +45,7 @@ class Tasks:
         self.config = RunConfig.model_validate(self.manifest.config)
         self.method = method_named(self.config.method)
         self._load = load
-        self._prompts = PromptReader(folder)
+        self._prompts = PromptReader(folder, self.manifest.prompts_sha256)
 
     @cached_property
     def model(self) -> Any:

@@ -17,6 +17,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tqdm import tqdm
+
 from kn_lens.batches import sharing
 from kn_lens.errors import KnLensError
 
@@ -172,6 +174,8 @@ def _settle(pipe: Connection, shared: Path | None = None) -> threading.Lock:
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_BACK)
     threading.Thread(target=_end_with_parent, args=(shared,), daemon=True).start()
+    # Its own lock is a semaphore of the system, which a killed process leaves behind.
+    tqdm.set_lock(threading.RLock())
     lock = threading.Lock()
     logger = logging.getLogger("kn_lens")
     logger.addHandler(_ToParent(pipe, lock))

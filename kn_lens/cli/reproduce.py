@@ -1,4 +1,4 @@
-"""``kn-lens reproduce`` and ``kn-lens report``: the paper's experiments on a model, and what they show."""
+"""``kn-lens reproduce`` and ``kn-lens report``: the paper's experiments on a model, and what runs show."""
 
 from __future__ import annotations
 
@@ -63,21 +63,30 @@ def reproduce(
 
 
 def report(
-    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders that kn-lens reproduce wrote.")],
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="DIR...", help="A folder of kn-lens run, or some of reproduce.")
+    ],
     out: Annotated[
         Path | None,
         typer.Option("--out", help="The page; by default DIR/report.html, of several folders comparison.html."),
     ] = None,
 ) -> None:
-    """The report of a run, also while it is running; of several runs a page that compares them."""
+    """The report of a run, also while it is running; of several reproductions a page that compares them."""
     from kn_lens.errors import SettingsError
     from kn_lens.report.comparison import write_comparison
     from kn_lens.report.page import write_report
+    from kn_lens.runs.batch_report import is_batch_run
     from kn_lens.runs.reproduction import REPORT, read_reproduction
 
     for at, folder in enumerate(folders):
         if folder.resolve() in {other.resolve() for other in folders[:at]}:
             raise SettingsError(f"{folder} is named twice; name each folder once")
+    batch = next(filter(is_batch_run, folders), None)
+    if batch is not None:
+        if len(folders) > 1:
+            raise SettingsError(f"{batch} was written by kn-lens run, and such runs are not compared; name it alone")
+        _report_batch(batch, out or batch / REPORT)
+        return
     contents = [read_reproduction(folder) for folder in folders]
     if len(contents) == 1:
         path = write_report(contents[0], out or folders[0] / REPORT)
@@ -94,6 +103,19 @@ def report(
                     fg="red",
                 )
     typer.echo(f"Report: {path}")
+
+
+def _report_batch(folder: Path, path: Path) -> None:
+    """The report of a batch run."""
+    from kn_lens.report.batch_page import write_batch_report
+    from kn_lens.runs.batch_report import read_batch_report
+
+    content = read_batch_report(folder)
+    written = write_batch_report(content, path)
+    typer.echo(content.state)
+    for line in content.damaged:
+        typer.secho(line, err=True, fg="red")
+    typer.echo(f"Report: {written}")
 
 
 def _write(out: Path) -> Any:
