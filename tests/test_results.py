@@ -170,11 +170,11 @@ def test_what_cannot_be_read_is_said_in_one_line(results, tmp_path):
     (folder / "result.json").write_text("[]")
     with pytest.raises(OutputError, match="holds no readable result"):
         kn.Result.load(folder)
-    (folder / "tensors.safetensors").write_bytes(b"\x10\0\0\0")
-    with pytest.raises(OutputError, match=r"tensors.safetensors is damaged|no readable result"):
-        kn.AttributionScores.load(folder)
     (folder / "result.json").write_text("{")
     with pytest.raises(OutputError, match="holds no readable result"):
+        kn.AttributionScores.load(folder)
+    (folder / "tensors.safetensors").write_bytes(b"\x10\0\0\0")
+    with pytest.raises(OutputError, match=r"tensors.safetensors is damaged|no readable result"):
         kn.AttributionScores.load(folder)
     (folder / "result.json").write_text(json.dumps({"kind": "Cake"}))
     scores.save(tmp_path / "other")

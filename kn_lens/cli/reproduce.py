@@ -75,7 +75,7 @@ def report(
     from kn_lens.errors import SettingsError
     from kn_lens.report.comparison import write_comparison
     from kn_lens.report.page import write_report
-    from kn_lens.runs.batch_report import is_batch_run
+    from kn_lens.runs.batch_about import is_batch_run
     from kn_lens.runs.reproduction import REPORT, read_reproduction
 
     for at, folder in enumerate(folders):

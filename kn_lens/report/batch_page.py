@@ -29,7 +29,8 @@ class BatchReport:
     Attributes:
         folder: The run's.
         model, method: Names.
-        variants: What the method is repeated over, in words (``"3 streams: resid, mlp, attn"``); empty if it is not.
+        variants: What the method is repeated over, in words (``"stream: resid, mlp, attn"``); empty if it is not.
+        times: How often a prompt is counted, in words (``"once for each of 3 streams"``); empty for once.
         data: Names of the data sets.
         prompts, done, dropped, failed: Counts, a prompt counted once for each variant.
         seconds: That workers spent.
@@ -40,6 +41,7 @@ class BatchReport:
         failures: A row for each prompt that failed, with the error.
         damaged: Parts and results that could not be read, a line each.
         sections: What was found.
+        briefs: Section → the sentences that a summary says of it.
         settings, provenance: Of the run.
         run_file: Its text; empty if it is not there.
         command: That goes on with it.
@@ -49,6 +51,7 @@ class BatchReport:
     model: str
     method: str
     variants: str
+    times: str
     data: Sequence[str]
     prompts: int
     done: int
@@ -62,6 +65,7 @@ class BatchReport:
     failures: pd.DataFrame
     damaged: Sequence[str]
     sections: Sequence[Section]
+    briefs: Mapping[str, Sequence[str]]
     settings: Mapping[str, Any]
     provenance: Mapping[str, Any]
     run_file: str
@@ -80,7 +84,7 @@ class BatchReport:
     @property
     def state(self) -> str:
         """How far the run is, in one sentence."""
-        each = ", each counted once for each of its variants" if self.variants else ""
+        each = f", each counted {self.times}" if self.times else ""
         parts = [f"{self.done:,} done"]
         parts += [f"{count:,} {what}" for count, what in ((self.dropped, "left out"), (self.failed, "failed")) if count]
         if self.finished:
@@ -120,7 +124,7 @@ def write_batch_report(content: BatchReport, path: str | Path) -> Path:
             [figure for entry in sections for figure in entry.figures],
             report=content,
             sections=sections,
-            told=[entry for entry in sections if entry.section.findings],
+            told=[(section, said) for section in content.sections for said in content.briefs[section.name]],
             states=table("How far", content.states),
             left_out=table("Left out", content.left_out) if len(content.left_out) else None,
             failures=table("Failed prompts", content.failures) if len(content.failures) else None,

@@ -26,7 +26,8 @@ def kill_coordinator(bench: Bench, times: int, *, everyone: bool, config: dict[s
     equal = True
     while killed < times:
         folder = bench.path("killed")
-        session = bench.run(bench.file(config), folder)
+        file = bench.file(config)
+        session = bench.run(file, folder)
         kept: dict[str, bytes] = {}
         for number in range(min(_PER_RUN, times - killed)):
             moment = _moment(bench, session, number)
@@ -44,7 +45,9 @@ def kill_coordinator(bench: Bench, times: int, *, everyone: bool, config: dict[s
             torn += len(wrong) + len(session.reader.torn)
             bench.tell(f"  kill {killed}: {moment}, {len(after)} pieces finished")
             kept = after
-            session = bench.resume(folder)
+            begun = (folder / "run.yaml").exists()  # else there is nothing yet to go on with
+            workers = bench.random.choice((1, 2))
+            session = bench.resume(folder, workers=workers) if begun else bench.run(file, folder, workers=workers)
         session.end()
         torn += len(session.reader.torn)
         lost += len(gone(kept, records_of(folder)))

@@ -12,7 +12,7 @@ from kn_lens.plots.head_map import head_map
 from kn_lens.plots.localization import concentration_curves, layers_of_units
 from kn_lens.plots.wording import counted
 from kn_lens.prompts.cue_pairs import cue_labels
-from kn_lens.runs.method_pages.material import Material, MethodPage, Shown, each_apart
+from kn_lens.runs.method_pages.material import CHOSEN, NOTHING, Material, MethodPage, Shown, each_apart
 from kn_lens.sites import UNIT_NAMES
 from kn_lens.statistics import bootstrap_mean
 from kn_lens.studies.shares import around, told
@@ -30,7 +30,7 @@ _CHUNK = 64  # prompts whose scores are sorted at once
 def show_scores(of: Material) -> Shown:
     """The units of the largest mean scores, their layers, and how concentrated scores are."""
     parts = of.each(lambda variant, scores: _scores(of, variant, scores))
-    return parts[0] if parts else Shown(findings=(), figures={}, tables={})
+    return parts[0] if parts else NOTHING
 
 
 def _scores(of: Material, variant: str, scores: AttributionScores) -> Shown:
@@ -102,19 +102,21 @@ def _findings(called: str, scores: AttributionScores, units: Any, layers: Any, c
     one, many = UNIT_NAMES[scores.site]
     best, most = units.iloc[0], layers.loc[layers["share of Σ|score|"].idxmax()]
     ten = curve.ks.index(_TOP) if _TOP in curve.ks else len(curve.ks) - 1
+    choice = CHOSEN if best["low"] == best["low"] else ""
     held = float(curve.shares[:, ten].nanmean())
     said = [
         f"{called}: the {one} with the largest mean score, whichever way, is {best['layer']:.0f}:{best['unit']:.0f}: "
-        f"{told(best['mean'], '.3g')}{around(best['low'], best['high'], '.3g')}, mean of {counted(scores.prompts)}; it "
-        f"is among the top {_TOP} of {best.iloc[-1]:.0%} of them.",
+        f"{told(best['mean'], '.3g')}{around(best['low'], best['high'], '.3g')}{choice}, mean of "
+        f"{counted(scores.prompts)}; it is among the top {_TOP} of {best.iloc[-1]:.0%} of them.",
         f"{called}: the top {curve.ks[ten]} of {curve.n_units:,} {many} hold {held:.0%} of Σ|score|; layer "
         f"{most['layer']:.0f} holds the most of any layer, {most['share of Σ|score|']:.0%}"
         f"{around(most['low'], most['high'], '.0%')}.",
     ]
     gap = scores.convergence_delta.abs()
     if not bool(gap.isnan().all()):
+        most = float(gap.nan_to_num().max())
         said.append(
-            f"{called}: the rule of integration misses at most {float(gap.nan_to_num().max()):.2g} of p(answer)."
+            f"{called}: the scores of a layer miss the change of p(answer) that they share out by at most {most:.2g}."
         )
     return said
 

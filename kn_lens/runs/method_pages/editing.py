@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 _AT = "@"  # between an editor and a layer
+_FIRST = "Reliability"  # of sentences on a sweep, the one for its summary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,7 @@ class _Judged:
     by_label: pd.DataFrame
     edits: pd.DataFrame
     findings: list[str]
+    brief: list[str]
     made: int
     failed: dict[str, int]
 
@@ -62,18 +64,23 @@ def show_edits(of: Material) -> Shown:
             swept.setdefault(one.editor, []).append(one)
     figures: dict[str, go.Figure] = {}
     said: list[str] = []
+    brief: list[str] = []
     if alone:
         drawn = {one.variant: one.drawn() for one in alone}
         subtitle = of.subtitle() + (f", {alone[0].variant}" if len(alone) == 1 else "")
         figures |= {"criteria": edit_criteria(drawn, subtitle), "cascade": edit_cascade(drawn, subtitle)}
         said += [f"{of.called(one.variant)}: {sentence}" for one in alone for sentence in one.findings]
+        brief += [f"{of.called(one.variant)}: {sentence}" for one in alone for sentence in one.brief]
     for editor, layers in swept.items():
         sweep = _sweep(of, editor, layers)
         figures[f"layers-{editor}"] = layer_sweep(sweep, of.subtitle())
-        said += [f"{of.label}, {editor}: {sentence}" for sentence in sweep.findings()]
+        told = [f"{of.label}, {editor}: {sentence}" for sentence in sweep.findings()]
+        said += told
+        brief += [sentence for sentence in told if f": {_FIRST} " in sentence]
     names = ("summary", "cascade", "by_label", "edits")
     tables = {name.replace("_", " "): together([getattr(one, name) for one in judged]) for name in names}
-    return Shown(findings=said, figures=figures, tables={name: table for name, table in tables.items() if len(table)})
+    tables = {name: table for name, table in tables.items() if len(table)}
+    return Shown(findings=said, figures=figures, tables=tables, brief=brief or None)
 
 
 def _judged(of: Material, variant: str, evaluation: EditEvaluation) -> _Judged:
@@ -89,6 +96,7 @@ def _judged(of: Material, variant: str, evaluation: EditEvaluation) -> _Judged:
         dropped=whole.dropped,
         evaluations={variant: whole},
     )
+    said = whole.findings()
     edits = whole.edits_frame()
     edits.insert(0, "editor", variant)
     return _Judged(
@@ -98,7 +106,8 @@ def _judged(of: Material, variant: str, evaluation: EditEvaluation) -> _Judged:
         cascade=found.cascade().drop(columns="data"),
         by_label=found.by_label().drop(columns="data", errors="ignore"),
         edits=edits,
-        findings=whole.findings(),
+        findings=said,
+        brief=[sentence for sentence in said if sentence.startswith("Of ")][:1],  # the cascade
         made=len(whole),
         failed=count_reasons(replace(one, reason=one.reason.removeprefix(FAILED)) for one in whole.failed),
     )

@@ -11,7 +11,7 @@ from kn_lens.experiments import e1_localization as e1
 from kn_lens.localization.curve import HALF
 from kn_lens.plots.localization import layers_of_units
 from kn_lens.plots.sites import ablation_curves
-from kn_lens.runs.method_pages.material import Material, MethodPage, Shown, each_apart, together
+from kn_lens.runs.method_pages.material import NOTHING, Material, MethodPage, Shown, each_apart, together
 from kn_lens.sites import UNIT_NAMES
 from kn_lens.studies.localized import LocalizedSets
 from kn_lens.studies.shares import around, told
@@ -20,13 +20,11 @@ if TYPE_CHECKING:
     from kn_lens.localization.curve import AblationCurve, Estimate, HalfPoint
     from kn_lens.studies.localized import Localized
 
-_NOTHING = Shown(findings=(), figures={}, tables={})
-
 
 def show_localized(of: Material) -> Shown:
     """The units found, group by group, their layers, and how concentrated the attribution is."""
     parts = of.each(lambda variant, found: _localized(of, variant, found))
-    return parts[0] if parts else _NOTHING
+    return parts[0] if parts else NOTHING
 
 
 def _localized(of: Material, variant: str, found: Localized) -> Shown:
@@ -52,7 +50,7 @@ def show_levels(found: Sequence[Localized]) -> Shown:
     else:
         tables = {name: table for name, table in tables.items() if name != "comparison"}
     shown = {name: tables[name] for name in ("measures", "comparison") if name in tables}
-    return Shown(findings=said, figures={"levels": e1.figures(sets)["levels"]}, tables=shown)
+    return Shown(findings=said, figures={"levels": e1.figures(sets)["levels"]}, tables=shown, brief=said)
 
 
 def _sets(found: Sequence[Localized]) -> LocalizedSets:
@@ -78,9 +76,11 @@ def show_curves(of: Material) -> Shown:
 
     parts = of.each(one)
     if not parts:
-        return _NOTHING
+        return NOTHING
+    said = [sentence for part in parts for sentence in part.findings]
     return Shown(
-        findings=[sentence for part in parts for sentence in part.findings],
+        findings=said,
+        brief=said,
         figures={"curves": ablation_curves(curves, of.subtitle())},
         tables={name: together([part.tables[name] for part in parts]) for name in ("half", "curve")},
     )
@@ -101,7 +101,7 @@ def _half_rows(site: str, found: HalfPoint, random: HalfPoint) -> Any:
 
 
 def _findings(called: str, curve: AblationCurve, found: HalfPoint, random: HalfPoint) -> list[str]:
-    many = UNIT_NAMES[curve.site][1]
+    one, many = UNIT_NAMES[curve.site]
     frame: Any = curve.to_frame()
     asked = f"{len(curve)} prompts of {len(curve.groups)} groups"
     last = frame.iloc[-1]
@@ -114,13 +114,14 @@ def _findings(called: str, curve: AblationCurve, found: HalfPoint, random: HalfP
             f"{ending}."
         ]
     at = f"{found.taken.value:.4g}{around(found.taken.low, found.taken.high, '.4g')}"
+    taken = f"{one} is" if found.taken.value == 1 else f"{many} are"
     beside = (
         f"random {many} do not flip half anywhere on the curve"
         if math.isnan(random.k.value)
         else f"of random {many} it takes {random.taken.value:.4g}{around(random.taken.low, random.taken.high, '.4g')}"
     )
     return [
-        f"{called}: of the answers to {asked}, all right before, {HALF:.0%} flip once {at} {many} are taken away "
+        f"{called}: of the answers to {asked}, all right before, {HALF:.0%} flip once {at} {taken} taken away "
         f"({told(found.share.value, '.2%')} of all, their output {told(found.norm.value, '.2f')} of the residual "
         f"stream's norm); {beside}; {ending}."
     ]

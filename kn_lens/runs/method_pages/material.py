@@ -25,6 +25,9 @@ Made = TypeVar("Made")
 FEW = 2
 """Prompts that are shown one by one."""
 
+CHOSEN = ", an interval not corrected for that choice"
+"""Said of the largest of several means."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Shown:
@@ -33,13 +36,24 @@ class Shown:
     Attributes:
         findings: Sentences computed from the numbers.
         figures, tables: By name, the most telling first.
+        brief: Those of the findings that stand for all of them in a summary; by default the first.
         kept: What :attr:`MethodPage.across` needs of it.
     """
 
     findings: Sequence[str]
     figures: Mapping[str, go.Figure]
     tables: Mapping[str, pd.DataFrame]
+    brief: Sequence[str] | None = None
     kept: Any = None
+
+    @property
+    def in_short(self) -> Sequence[str]:
+        """What a summary says."""
+        return self.findings[:1] if self.brief is None else self.brief
+
+
+NOTHING = Shown(findings=(), figures={}, tables={})
+"""Where no result could be read."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from kn_lens.plots.patch_effects import patching
 from kn_lens.plots.style import BLUE, INK, VERMILLION, styled
 from kn_lens.plots.wording import INTERVALS, amount, counted
 from kn_lens.prompts.cue_pairs import cue_labels
-from kn_lens.runs.method_pages.material import Material, MethodPage, Shown, each_apart, few_of
+from kn_lens.runs.method_pages.material import CHOSEN, NOTHING, Material, MethodPage, Shown, each_apart, few_of
 from kn_lens.runs.patch import Patched
 from kn_lens.runs.patch import findings as patch_findings
 from kn_lens.statistics import bootstrap_mean
@@ -27,13 +27,12 @@ if TYPE_CHECKING:
 
 _LARGEST = 20  # states in the table of the largest
 _LOGITS = "logit_difference"
-_NOTHING = Shown(findings=(), figures={}, tables={})
 
 
 def show_patching(of: Material) -> Shown:
     """Mean effects, prompts token by token, the largest effects."""
     parts = of.each(lambda variant, effects: _patching(of, variant, effects))
-    return parts[0] if parts else _NOTHING
+    return parts[0] if parts else NOTHING
 
 
 def _patching(of: Material, variant: str, effects: PatchEffects) -> Shown:
@@ -53,6 +52,7 @@ def _patching(of: Material, variant: str, effects: PatchEffects) -> Shown:
             for number, at in enumerate(few_of(effects.prompts), start=1):
                 figures[f"tokens-{number}"] = patching(effects.select([at]), 0, subtitle=of.subtitle())
     said = patch_findings(found)
+    largest = said[1]
     if effects.method == "attribution_patching":
         said.insert(0, f"{of.called(variant)}: effects are estimates from one gradient, not exact ones.")
     elif effects.receiver is not None:
@@ -60,6 +60,7 @@ def _patching(of: Material, variant: str, effects: PatchEffects) -> Shown:
     averages = found.averages().drop(columns="data")
     return Shown(
         findings=said,
+        brief=[largest],
         figures=figures,
         tables={"largest": found.top(_LARGEST), "averages": averages, "prompts": effects.prompts_frame()},
     )
@@ -68,7 +69,7 @@ def _patching(of: Material, variant: str, effects: PatchEffects) -> Shown:
 def show_direct_logits(of: Material) -> Shown:
     """What heads and layers write into the logit difference."""
     parts = of.each(lambda _, logits: _direct_logits(of, logits))
-    return parts[0] if parts else _NOTHING
+    return parts[0] if parts else NOTHING
 
 
 def _direct_logits(of: Material, logits: DirectLogits) -> Shown:
@@ -83,18 +84,17 @@ def _direct_logits(of: Material, logits: DirectLogits) -> Shown:
         "MLPs": logits.mlp.sum(1),
         "embeddings and biases": logits.rest,
     }
-    rows: dict[str, Any] = _means({name: values[:, None] for name, values in sums.items()}, labels)
-    rows = rows.drop(columns="layer").to_dict("index")  # type: ignore[attr-defined]
-    told = {row["part"]: amount(row["mean"], row["low"], row["high"], _LOGITS) for row in rows.values()}
+    parts = _means({name: values[:, None] for name, values in sums.items()}, labels).drop(columns="layer")
+    told = {row["part"]: amount(row["mean"], row["low"], row["high"], _LOGITS) for row in parts.to_dict("records")}
     best: Any = units.iloc[0]
     said = [
         f"{of.label}: the logit difference between answer and rival is {told['logit difference']}, mean of "
         f"{counted(logits.prompts)} answered rightly: heads write {told['heads']} of it, MLPs {told['MLPs']}, "
         f"embeddings and biases {told['embeddings and biases']}.",
         f"{of.label}: of {logits.heads[0].numel()} heads, {best['layer']}:{best['unit']} writes most, whichever way: "
-        f"{amount(best['mean'], best['low'], best['high'], _LOGITS)}.",
+        f"{amount(best['mean'], best['low'], best['high'], _LOGITS)}{CHOSEN if best['low'] == best['low'] else ''}.",
     ]
-    tables = {"parts": _frame(list(rows.values())), "layers": layers, "heads": units}
+    tables = {"parts": parts, "layers": layers, "heads": units}
     if logits.neurons is not None:
         mean = logits.neurons.mean(0)
         top = mean.flatten().abs().topk(min(_LARGEST, mean.numel())).indices

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from kn_lens.plots.suppression import control_distribution, probability_change
-from kn_lens.runs.method_pages.material import Material, MethodPage, Shown
+from kn_lens.runs.method_pages.material import NOTHING, Material, MethodPage, Shown
 from kn_lens.runs.suppress import answers_table
 from kn_lens.statistics import paired_difference
 from kn_lens.studies.shares import around, told
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def show_suppression(of: Material) -> Shown:
     """Probabilities and answers before and after, beside random units."""
     parts = of.each(lambda _, effect: _suppression(of, effect))
-    return parts[0] if parts else Shown(findings=(), figures={}, tables={})
+    return parts[0] if parts else NOTHING
 
 
 def _suppression(of: Material, effect: UnitEffect) -> Shown:

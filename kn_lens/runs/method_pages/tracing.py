@@ -13,7 +13,7 @@ from kn_lens.plots.tracing import causal_trace as token_map
 from kn_lens.plots.tracing import head_trace, trace_averages
 from kn_lens.runs.knockout import KnockedOut
 from kn_lens.runs.knockout import findings as knockout_findings
-from kn_lens.runs.method_pages.material import Material, MethodPage, Shown, few_of, together
+from kn_lens.runs.method_pages.material import NOTHING, Material, MethodPage, Shown, few_of, together
 from kn_lens.studies.traced import Traced
 from kn_lens.studies.traced import findings as trace_findings
 
@@ -62,7 +62,8 @@ def show_traces(of: Material) -> Shown:
     if streams:
         tables["prompts"] = streams[0].prompts  # those of the other streams are the same
     said = dict.fromkeys(sentence for stream in streams for sentence in stream.findings)
-    return Shown(findings=list(said), figures=figures, tables=tables)
+    of_streams = [sentence for stream in streams for sentence in stream.findings[1:]]  # the first is of the corruption
+    return Shown(findings=list(said), figures=figures, tables=tables, brief=of_streams or None)
 
 
 def _stream(of: Material, name: str, trace: CausalTrace) -> _Stream:
@@ -99,7 +100,7 @@ def _line(trace: CausalTrace, averages: pd.DataFrame) -> Any:
 def show_knockout(of: Material) -> Shown:
     """What the answer loses, block by block of what is cut off."""
     parts = of.each(lambda _, trace: _knockout(of, trace))
-    return parts[0] if parts else Shown(findings=(), figures={}, tables={})
+    return parts[0] if parts else NOTHING
 
 
 def _knockout(of: Material, trace: KnockoutTrace) -> Shown:
