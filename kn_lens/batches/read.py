@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from kn_lens.batches.methods import method_named
 from kn_lens.batches.methods.method import with_texts
 from kn_lens.batches.part import Manifest, PartRecord, Task
 from kn_lens.batches.prompt_table import PromptReader, dropped_rows
+from kn_lens.batches.status import Share, Status
 from kn_lens.batches.store import Store
 from kn_lens.errors import OutputError, SettingsError, near_matches
 from kn_lens.prompts.prompt import Dropped
@@ -25,59 +26,6 @@ if TYPE_CHECKING:
 
 DONE, DROPPED, FAILED, OPEN = "done", "left out", "failed", "open"
 """What has become of a prompt."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Share:
-    """How far the run is with one data set and variant.
-
-    Attributes:
-        data, variant: Names.
-        prompts: All of them.
-        done: Those that the method answered for.
-        dropped: Those that it left out, by reason.
-        failed: Those at which it failed.
-    """
-
-    data: str
-    variant: str
-    prompts: int
-    done: int
-    dropped: dict[str, int]
-    failed: int
-
-    @property
-    def open(self) -> int:
-        """Prompts that are still to be computed."""
-        return self.prompts - self.done - sum(self.dropped.values()) - self.failed
-
-
-@dataclass(frozen=True, kw_only=True)
-class Status:
-    """How far a run is.
-
-    Attributes:
-        shares: By data set and variant.
-        pieces, finished: How many pieces there are, and are finished.
-        seconds: That workers spent on the finished ones.
-        holder: The process that runs it now (``"host, process 123, since …"``), or None.
-    """
-
-    shares: tuple[Share, ...]
-    pieces: int
-    finished: int
-    seconds: float
-    holder: str | None
-
-    @property
-    def complete(self) -> bool:
-        """Whether every piece is finished."""
-        return self.finished == self.pieces
-
-    @property
-    def failed(self) -> int:
-        """Prompts at which the method failed."""
-        return sum(share.failed for share in self.shares)
 
 
 class BatchRun:

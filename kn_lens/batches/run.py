@@ -13,58 +13,33 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from kn_lens._version import __version__
+from kn_lens.batches.checks import RUN_FILE, check_free, check_same
 from kn_lens.batches.config import RunConfig
 from kn_lens.batches.durable import sha256_of, write_durably
 from kn_lens.batches.engine import Engine, engine_named
 from kn_lens.batches.lock import RunLock
 from kn_lens.batches.part import Manifest, PartRecord
-from kn_lens.batches.plan import decisive
 from kn_lens.batches.prompt_table import PROMPTS
 from kn_lens.batches.read import BatchRun
 from kn_lens.batches.run_file import read_run_file
-from kn_lens.batches.source import open_source
 from kn_lens.batches.store import DamagedManifest, Store
-from kn_lens.errors import OutputError, SettingsError
+from kn_lens.errors import SettingsError
 from kn_lens.progress import progress_bar
 
 log = logging.getLogger(__name__)
-
-RUN_FILE = "run.yaml"
-
-Tell = Callable[[str], None]
 
 
 class Interrupted(KeyboardInterrupt):
     """The run was stopped by the user; what is finished is kept."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class EngineOptions:
-    """Where the pieces of a run are computed; results do not depend on it.
-
-    Attributes:
-        engine: ``"local"`` (processes on this machine) or ``"ray"``.
-        workers: How many pieces at once; None: as many as there are cores (devices) for.
-        address: Of a running Ray cluster; None starts Ray on this machine.
-    """
-
-    engine: str = "local"
-    workers: int | None = None
-    address: str | None = None
-
-    def open(self, config: RunConfig) -> Engine:
-        """The engine.
-
-        Raises:
-            SettingsError: If there is no such engine, or it cannot be reached.
-        """
-        return engine_named(self.engine, config, workers=self.workers, address=self.address)
+OpenEngine = Callable[[RunConfig], Engine]
 
 
 def run(
@@ -96,8 +71,8 @@ def run(
     """
     asked, text = _config_of(config)
     folder = Path(out) if out is not None else _default_folder(config)
-    options = EngineOptions(engine=engine, workers=workers, address=address)
-    return _run(folder, asked, text, options, retry_failed=False, progress=progress)
+    open_engine = partial(engine_named, engine, workers=workers, address=address)
+    return _run(folder, asked, text, open_engine, retry_failed=False, progress=progress)
 
 
 def resume(
@@ -136,8 +111,8 @@ def resume(
                 raise
             log.warning("%s; the run is planned anew from %s, and its finished parts are kept", error, RUN_FILE)
             asked = read_run_file(folder / RUN_FILE)
-    options = EngineOptions(engine=engine, workers=workers, address=address)
-    return _run(folder, asked, None, options, retry_failed=retry_failed, progress=progress)
+    open_engine = partial(engine_named, engine, workers=workers, address=address)
+    return _run(folder, asked, None, open_engine, retry_failed=retry_failed, progress=progress)
 
 
 def _config_of(config: Any) -> tuple[RunConfig, str]:
@@ -158,19 +133,19 @@ def _default_folder(config: Any) -> Path:
 
 
 def _run(
-    folder: Path, config: RunConfig, text: str | None, options: EngineOptions, *, retry_failed: bool, progress: bool
+    folder: Path, config: RunConfig, text: str | None, open_engine: OpenEngine, *, retry_failed: bool, progress: bool
 ) -> BatchRun:
     store = Store(folder)
     planned = _planned(store)
     if planned is not None:
-        _check_same(folder, planned, config)
+        check_same(folder, planned, config)
     else:
-        _check_free(folder)
-    with RunLock(folder), options.open(config) as engine, _stopping(engine) as stopping:
+        check_free(folder)
+    with RunLock(folder), open_engine(config) as engine, _stopping(engine) as stopping:
         if planned is None or not _has_prompts(folder, planned):
             if text is not None:
                 write_durably(folder / RUN_FILE, lambda file: file.write(text.encode()))
-            store.log(f"planned by kn_lens {version('kn-lens')}")
+            store.log(f"planned by kn_lens {__version__}")
             engine.plan(folder, config.model_dump(mode="json"), progress)
             store = Store(folder)
         store.sweep()
@@ -197,68 +172,6 @@ def _has_prompts(folder: Path, planned: Manifest) -> bool:
         return True
     log.warning("%s is missing or damaged; the run is planned anew, and its finished parts are kept", path)
     return False
-
-
-def _check_free(folder: Path) -> None:
-    """Refuse a folder that holds something else, before anything is written.
-
-    Raises:
-        OutputError: Naming one thing in it.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"cannot write {folder}: it is a file; name another --out")
-    known = {RUN_FILE, "manifest.json", "prompts.parquet", "dropped.parquet", "parts", "log.txt", "lock", "results"}
-    others = sorted(path.name for path in folder.iterdir() if path.name not in known) if folder.is_dir() else []
-    others = [name for name in others if not name.startswith(".")]
-    if others:
-        raise OutputError(f"{folder} holds {others[0]!r}, which is no part of a run; name another --out")
-
-
-def _check_same(folder: Path, manifest: Manifest, config: RunConfig) -> None:
-    """Refuse to go on with other settings, data or versions of the data.
-
-    Raises:
-        OutputError: Naming what differs.
-    """
-    there, here = decisive(manifest.config), decisive(config.model_dump(mode="json"))
-    differing = [
-        f"{name} (there {json.dumps(was, ensure_ascii=False)}, here {json.dumps(now, ensure_ascii=False)})"
-        for name, was, now in _differences("", there, here)
-    ]
-    if differing:
-        raise OutputError(
-            f"{folder} holds a run that differs in {', '.join(differing)}; go on with its own settings "
-            f"(`kn-lens resume {folder}`), or name another --out"
-        )
-    for entry, plan in zip(config.data, manifest.data, strict=True):
-        path = Path(entry.name).expanduser()
-        if path.is_file() and open_source(entry, config.on_bad_row).sha256 != plan.sha256:
-            raise OutputError(
-                f"{entry.name} has changed since the run in {folder} was planned; bring the file back, or name "
-                f"another --out"
-            )
-    made_with = manifest.provenance.get("versions", {})
-    for package in ("kn_lens", "torch", "transformer-lens", "transformers"):
-        try:
-            now = version(package)
-        except PackageNotFoundError:
-            continue
-        if made_with.get(package) not in (None, now):
-            log.warning(
-                "%s was planned with %s %s, and this is %s: pieces made from now on may differ in the last digits",
-                folder,
-                package,
-                made_with[package],
-                now,
-            )
-
-
-def _differences(prefix: str, there: Any, here: Any) -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(there, Mapping) and isinstance(here, Mapping):
-        for name in dict.fromkeys([*there, *here]):
-            yield from _differences(f"{prefix}.{name}" if prefix else name, there.get(name), here.get(name))
-    elif there != here:
-        yield prefix, there, here
 
 
 def _todo(store: Store, *, retry_failed: bool, progress: bool) -> Sequence[int]:

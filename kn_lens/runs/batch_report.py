@@ -55,6 +55,10 @@ def read_batch_report(folder: str | Path) -> BatchReport:
         "SHA-256 of the prompts": manifest.prompts_sha256,
         "SHA-256 of the data": {plan.name: plan.sha256 for plan in manifest.data},
     }
+    data = {
+        entry["name"]: {name: value for name, value in entry.items() if name != "name"}
+        for entry in manifest.config["data"]
+    }
     return BatchReport(
         folder=str(folder),
         model=manifest.provenance["model"],
@@ -75,7 +79,7 @@ def read_batch_report(folder: str | Path) -> BatchReport:
         damaged=[*store.damaged, *sections.problems],
         sections=sections.made,
         briefs=sections.briefs,
-        settings=manifest.config | {"planned": manifest.created},
+        settings=manifest.config | {"data": data, "planned": manifest.created},
         provenance=manifest.provenance | hashes,
         run_file=run_file_of(run),
         command=f"kn-lens resume {shlex.quote(str(folder))}",

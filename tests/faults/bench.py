@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from kn_lens.errors import OutputError
 ROOT = Path(__file__).parents[2]
 COMMAND = (sys.executable, "-c", "from kn_lens.cli import main; main()")
 _POLL = 0.02
+_BAR = re.compile(r"^.*(?:%\|.*\]|prompt/s\]|prompt \[.*\])|\x1b\[A")
 _LONGEST = 300.0
 
 TRACE: dict[str, Any] = {
@@ -106,7 +108,8 @@ class Session:
     def text(self) -> str:
         """What it has said, without progress bars."""
         said = self.output.read_bytes().decode(errors="replace").replace("\r", "\n").splitlines()
-        return "\n".join(line.strip() for line in said if line.strip() and "prompt/s]" not in line and "%|" not in line)
+        lines = [_BAR.sub("", line).strip() for line in said]
+        return "\n".join(line for line in lines if line)
 
     @property
     def ended(self) -> bool:

@@ -121,7 +121,7 @@ def _findings(called: str, curve: AblationCurve, found: HalfPoint, random: HalfP
         else f"of random {many} it takes {random.taken.value:.4g}{around(random.taken.low, random.taken.high, '.4g')}"
     )
     return [
-        f"{called}: of the answers to {asked}, all right before, {HALF:.0%} flip once {at} {taken} taken away "
+        f"{called}: of the answers to {asked}, all right before, at least {HALF:.0%} flip once {at} {taken} taken away "
         f"({told(found.share.value, '.2%')} of all, their output {told(found.norm.value, '.2f')} of the residual "
         f"stream's norm); {beside}; {ending}."
     ]

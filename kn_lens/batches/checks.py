@@ -1,0 +1,82 @@
+"""Whether a folder may be written: whether it is free, or holds a run of the same settings, data and versions."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from kn_lens.batches.config import RunConfig
+from kn_lens.batches.part import Manifest
+from kn_lens.batches.plan import decisive
+from kn_lens.batches.source import open_source
+from kn_lens.errors import OutputError
+
+log = logging.getLogger(__name__)
+
+RUN_FILE = "run.yaml"
+
+
+def check_free(folder: Path) -> None:
+    """Refuse a folder that holds something else, before anything is written.
+
+    Raises:
+        OutputError: Naming one thing in it.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"cannot write {folder}: it is a file; name another --out")
+    known = {RUN_FILE, "manifest.json", "prompts.parquet", "dropped.parquet", "parts", "log.txt", "lock", "results"}
+    others = sorted(path.name for path in folder.iterdir() if path.name not in known) if folder.is_dir() else []
+    others = [name for name in others if not name.startswith(".")]
+    if others:
+        raise OutputError(f"{folder} holds {others[0]!r}, which is no part of a run; name another --out")
+
+
+def check_same(folder: Path, manifest: Manifest, config: RunConfig) -> None:
+    """Refuse to go on with other settings, data or versions of the data.
+
+    Raises:
+        OutputError: Naming what differs.
+    """
+    there, here = decisive(manifest.config), decisive(config.model_dump(mode="json"))
+    differing = [
+        f"{name} (there {json.dumps(was, ensure_ascii=False)}, here {json.dumps(now, ensure_ascii=False)})"
+        for name, was, now in _differences("", there, here)
+    ]
+    if differing:
+        raise OutputError(
+            f"{folder} holds a run that differs in {', '.join(differing)}; go on with its own settings "
+            f"(`kn-lens resume {folder}`), or name another --out"
+        )
+    for entry, plan in zip(config.data, manifest.data, strict=True):
+        path = Path(entry.name).expanduser()
+        if path.is_file() and open_source(entry, config.on_bad_row).sha256 != plan.sha256:
+            raise OutputError(
+                f"{entry.name} has changed since the run in {folder} was planned; bring the file back, or name "
+                f"another --out"
+            )
+    made_with = manifest.provenance.get("versions", {})
+    for package in ("kn_lens", "torch", "transformer-lens", "transformers"):
+        try:
+            now = version(package)
+        except PackageNotFoundError:
+            continue
+        if made_with.get(package) not in (None, now):
+            log.warning(
+                "%s was planned with %s %s, and this is %s: pieces made from now on may differ in the last digits",
+                folder,
+                package,
+                made_with[package],
+                now,
+            )
+
+
+def _differences(prefix: str, there: Any, here: Any) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(there, Mapping) and isinstance(here, Mapping):
+        for name in dict.fromkeys([*there, *here]):
+            yield from _differences(f"{prefix}.{name}" if prefix else name, there.get(name), here.get(name))
+    elif there != here:
+        yield prefix, there, here
