@@ -12,7 +12,7 @@ from typing import Any
 from kn_lens.batches.config import RunConfig
 from kn_lens.batches.part import Manifest
 from kn_lens.batches.plan import decisive
-from kn_lens.batches.source import open_source
+from kn_lens.batches.source import open_source, placed
 from kn_lens.errors import OutputError
 
 log = logging.getLogger(__name__)
@@ -52,8 +52,9 @@ def check_same(folder: Path, manifest: Manifest, config: RunConfig) -> None:
             f"(`kn-lens resume {folder}`), or name another --out"
         )
     for entry, plan in zip(config.data, manifest.data, strict=True):
-        path = Path(entry.name).expanduser()
-        if path.is_file() and open_source(entry, config.on_bad_row).sha256 != plan.sha256:
+        path = Path(placed(entry.name, Path(manifest.host["folder"]))).expanduser()
+        placed_entry = entry.model_copy(update={"name": str(path)})
+        if path.is_file() and open_source(placed_entry, config.on_bad_row).sha256 != plan.sha256:
             raise OutputError(
                 f"{entry.name} has changed since the run in {folder} was planned; bring the file back, or name "
                 f"another --out"

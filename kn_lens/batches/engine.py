@@ -96,7 +96,7 @@ def engine_named(name: str, config: RunConfig, workers: int | None = None, addre
     if name == "ray":
         from kn_lens.batches.ray_engine import RayEngine
 
-        return RayEngine(address, workers, config.threads, config.gpus_per_worker)
+        return RayEngine(address, workers, config.threads, config.gpus_per_worker, config.device)
     if name != "local":
         raise SettingsError(f"unknown engine {name!r}: say 'local' or 'ray'.{near_matches(name, ('local', 'ray'))}")
     if address is not None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from kn_lens.errors import OutputError
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
 
 def write_tables(run: BatchRun, out: Path, *, csv: bool = False) -> dict[Path, int]:
@@ -34,67 +35,62 @@ def write_tables(run: BatchRun, out: Path, *, csv: bool = False) -> dict[Path, i
     except OSError as error:
         raise OutputError(f"cannot write {out}: {error.strerror or error}") from None
     found: dict[Path, int] = {}
+    records = run.store.records()  # the run may go on meanwhile
     for name, tables in ((run.config.method, run.tables), ("prompts", run.prompt_tables)):
+        schema = _schema(tables(records))
+        if schema is None:
+            continue
         for suffix, write in ((".parquet", _parquet), *(((".csv", _csv),) if csv else ())):
             path = out / f"{name}{suffix}"
-            rows = _write(path, write, tables())
-            if rows is not None:
-                found[path] = rows
+            found[path] = _counted(path, partial(write, tables=tables(records), schema=schema))
     return found
 
 
-def _write(path: Path, write: Callable[[IO[bytes], Iterator[pd.DataFrame]], int], tables: Iterator[pd.DataFrame]):
-    first = next(tables, None)
-    if first is None:
-        return None
-    counted: list[int] = []
-
-    def every() -> Iterator[pd.DataFrame]:
-        yield first
-        yield from tables
-
-    write_durably(path, lambda file: counted.append(write(file, every())))
-    return counted[0]
+def _counted(path: Path, write: Callable[[IO[bytes]], int]) -> int:
+    """Write a file whole or not at all; how many rows it got."""
+    rows: list[int] = []
+    write_durably(path, lambda file: rows.append(write(file)))
+    return rows[0]
 
 
-def _parquet(file: IO[bytes], tables: Iterator[pd.DataFrame]) -> int:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    writer, rows = None, 0
-    try:
-        for table in tables:
-            found = pa.Table.from_pandas(table, preserve_index=False).replace_schema_metadata(None)
-            if writer is None:
-                writer = pq.ParquetWriter(file, found.schema, compression="zstd")
-            writer.write_table(_as(found, writer.schema))
-            rows += len(table)
-    finally:
-        if writer is not None:
-            writer.close()
-    return rows
-
-
-def _as(found, schema):
-    """A table with another's columns: one that a piece lacks is empty there."""
+def _schema(tables: Iterator[pd.DataFrame]) -> pa.Schema | None:
+    """The columns of all tables: a piece may lack some, or hold nothing but missing values in one."""
     import pyarrow as pa
 
-    columns = []
-    for field in schema:
-        if field.name in found.column_names:
-            columns.append(found.column(field.name).cast(field.type))
-        else:
-            columns.append(pa.nulls(len(found), field.type))
+    found: pa.Schema | None = None
+    for table in tables:
+        schema = pa.Schema.from_pandas(table, preserve_index=False).remove_metadata()
+        found = schema if found is None else pa.unify_schemas([found, schema], promote_options="permissive")
+    return found
+
+
+def _arranged(table: pd.DataFrame, schema: pa.Schema) -> pa.Table:
+    """A piece's table with the columns of all; those that it lacks are empty."""
+    import pyarrow as pa
+
+    own = pa.Table.from_pandas(table, preserve_index=False)
+    columns = [
+        own.column(field.name).cast(field.type) if field.name in own.column_names else pa.nulls(len(own), field.type)
+        for field in schema
+    ]
     return pa.table(columns, schema=schema)
 
 
-def _csv(file: IO[bytes], tables: Iterator[pd.DataFrame]) -> int:
+def _parquet(file: IO[bytes], tables: Iterator[pd.DataFrame], schema: pa.Schema) -> int:
+    import pyarrow.parquet as pq
+
     rows = 0
-    columns = None
+    with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        for table in tables:
+            writer.write_table(_arranged(table, schema))
+            rows += len(table)
+    return rows
+
+
+def _csv(file: IO[bytes], tables: Iterator[pd.DataFrame], schema: pa.Schema) -> int:
+    rows = 0
     for table in tables:
-        columns = list(table.columns) if columns is None else columns
-        text = io.StringIO()
-        table.reindex(columns=columns).to_csv(text, index=False, header=rows == 0)
-        file.write(text.getvalue().encode())
+        text = table.reindex(columns=schema.names).to_csv(index=False, header=rows == 0, lineterminator="\n")
+        file.write(text.encode())
         rows += len(table)
     return rows

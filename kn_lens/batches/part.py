@@ -121,7 +121,7 @@ class Manifest(Sealed):
         data: Its data sets.
         prompts_sha256: Of the file of its prompts.
         provenance: Model, hash of its weights, versions, device.
-        host: Where it was planned.
+        host: Where it was planned; relative names of files are below its ``folder``.
         created: When, for people.
     """
 

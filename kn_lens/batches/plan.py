@@ -77,7 +77,12 @@ def make_plan(folder: Path, config: dict[str, Any], progress: bool = True) -> No
             data=plans,
             prompts_sha256=prompts_sha256,
             provenance=made_with,
-            host={"name": socket.gethostname(), "system": platform.platform(), "machine": platform.machine()},
+            host={
+                "name": socket.gethostname(),
+                "system": platform.platform(),
+                "machine": platform.machine(),
+                "folder": str(Path.cwd()),
+            },
             created=datetime.now().astimezone().isoformat(timespec="seconds"),
         )
     )

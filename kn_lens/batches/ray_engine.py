@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -45,7 +46,9 @@ class RayEngine:
             to; None starts a Ray of this machine's own, or uses the one that this process already has.
         workers: How many; default: as many as the cluster has room for.
         threads: CPUs of each worker.
-        gpus_per_worker: GPUs of each worker, also a part of one; None: none.
+        gpus_per_worker: GPUs of each worker, also a part of one; None: one, where the cluster has any and the device is
+            not the CPU.
+        device: The run's.
         tasks: Dotted name of the class that does tasks.
         planner: Dotted name of the function that plans.
 
@@ -61,6 +64,7 @@ class RayEngine:
         workers: int | None = None,
         threads: int = 1,
         gpus_per_worker: float | None = None,
+        device: str | None = None,
         *,
         tasks: str = TASKS,
         planner: str = PLANNER,
@@ -73,6 +77,8 @@ class RayEngine:
         self._ours = not self._ray.is_initialized()
         if self._ours:
             connect(self._ray, address, max(cores(), threads * (workers or 1)))
+        if gpus_per_worker is None and device != "cpu" and self._ray.cluster_resources().get("GPU"):
+            self._gpus = 1
         try:
             room = self._room()
             if room < 1 and workers is None:
@@ -99,7 +105,7 @@ class RayEngine:
 
     def plan(self, folder: Path, config: dict[str, Any], progress: bool = True) -> None:
         planned = self._remote(_plan, max_retries=0).remote(
-            str(folder.resolve()), config, self._planner, self._threads, _seen(folder)
+            str(folder.resolve()), config, self._planner, self._threads, _seen(folder), os.getcwd()
         )
         try:
             failure = self._ray.get(planned)
@@ -213,9 +219,11 @@ class _Actor:
             return Failure(error)
 
 
-def _plan(folder: str, config: dict[str, Any], planner: str, threads: int, seen: Any) -> Failure | None:
+def _plan(folder: str, config: dict[str, Any], planner: str, threads: int, seen: Any, cwd: str) -> Failure | None:
     try:
         _check_sees(Path(folder), seen)
+        with contextlib.suppress(OSError):  # relative names of files are those of the coordinator, where it is seen
+            os.chdir(cwd)
         with environment_of(threads):
             named(planner)(Path(folder), config, False)
     except Exception as error:

@@ -105,12 +105,15 @@ class BatchRun:
         more = len(found) - len(told)
         return [*told, f"and {more} more"] if more else told
 
-    def tables(self) -> Iterator[pd.DataFrame]:
+    def tables(self, records: Mapping[int, PartRecord] | None = None) -> Iterator[pd.DataFrame]:
         """The tidy table, a piece at a time in the order of the pieces; ``data`` and the variant are its first columns.
 
         ``prompt`` is the number of the prompt within the run: :meth:`prompts` has its text.
+
+        Args:
+            records: The store's at one moment; by default as they are now.
         """
-        for task, record in self._finished():
+        for task, record in self._finished(records):
             if record.files:
                 table = self.store.table(task.number)
                 if table is not None:
@@ -129,13 +132,17 @@ class BatchRun:
             raise OutputError(f"{self.folder} holds no finished prompt yet: `kn-lens status {self.folder}`")
         return pd.concat(found, ignore_index=True)
 
-    def prompt_tables(self) -> Iterator[pd.DataFrame]:
+    def prompt_tables(self, records: Mapping[int, PartRecord] | None = None) -> Iterator[pd.DataFrame]:
         """A row for each prompt and variant, a piece at a time: text, answer, what became of it, and, where the method
-        has such, its numbers (a trace's metrics of both runs)."""
+        has such, its numbers (a trace's metrics of both runs).
+
+        Args:
+            records: The store's at one moment; by default as they are now.
+        """
         import pandas as pd
 
         reader = PromptReader(self.folder, self.manifest.prompts_sha256)
-        records = self.store.records()
+        records = self.store.records() if records is None else records
         numbers_of_none = self._numbers_of_none(records)
         for task in self.store.tasks():
             numbers = range(task.first, task.first + len(task.rows))
@@ -200,8 +207,8 @@ class BatchRun:
             for one in record.dropped
         ]
 
-    def _finished(self) -> Iterator[tuple[Task, PartRecord]]:
-        records = self.store.records()
+    def _finished(self, records: Mapping[int, PartRecord] | None = None) -> Iterator[tuple[Task, PartRecord]]:
+        records = self.store.records() if records is None else records
         tasks = self.store.tasks()
         for number in sorted(records):
             yield tasks[number], records[number]

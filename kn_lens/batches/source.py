@@ -125,6 +125,14 @@ def open_source(entry: DataEntry, on_bad_row: Literal["error", "skip"] = "error"
     return _DataSource(entry=entry, kind=kind, sha256=sha256, skipped=skipped, data=data)
 
 
+def placed(name: str, base: Path) -> str:
+    """A name as it is, or, where it is that of a file or folder below ``base``, its full path: a run may be taken up
+    from another folder, and a worker of a cluster be in another one."""
+    path = Path(name).expanduser()
+    is_path = bool(path.suffix or len(path.parts) > 1)  # names of models and data have neither
+    return str(base / path) if is_path and not path.is_absolute() and (base / path).exists() else name
+
+
 @dataclass(frozen=True, kw_only=True)
 class _DataSource(Source):
     data: Relation | MinimalPairs | CounterFacts

@@ -16,7 +16,7 @@ from kn_lens.batches.config import RunConfig
 from kn_lens.batches.methods import Work, method_named
 from kn_lens.batches.part import LeftOut, PartRecord, Task
 from kn_lens.batches.prompt_table import PromptReader, Twin
-from kn_lens.batches.source import open_source
+from kn_lens.batches.source import open_source, placed
 from kn_lens.batches.store import Store
 from kn_lens.errors import ModelError, NothingLeft, OutputError
 from kn_lens.prompts.prompt import Dropped, Prompt
@@ -45,6 +45,8 @@ class Tasks:
         self.config = RunConfig.model_validate(self.manifest.config)
         self.method = method_named(self.config.method)
         self._load = load
+        base = Path(self.manifest.host["folder"])
+        self._data = [entry.model_copy(update={"name": placed(entry.name, base)}) for entry in self.config.data]
         self._prompts = PromptReader(folder, self.manifest.prompts_sha256)
 
     @cached_property
@@ -63,7 +65,7 @@ class Tasks:
                 f"the weights of {self.config.model} are not those that this run was planned with (hash {here[:12]}, "
                 f"there {there[:12]}); bring the model back, or begin a new run in another folder"
             )
-        for entry, plan in zip(self.config.data, self.manifest.data, strict=True):
+        for entry, plan in zip(self._data, self.manifest.data, strict=True):
             if plan.kind == "edits" and open_source(entry, self.config.on_bad_row).sha256 != plan.sha256:
                 raise ModelError(f"the data {plan.name} are not those that this run was planned with; bring them back")
         return model
@@ -114,7 +116,7 @@ class Tasks:
             seed=self.config.seed,
             memory_budget=self.config.memory_budget / divisor,
             prepared=plan.prepared,
-            data=self.config.data[task.data],
+            data=self._data[task.data],
             rows=task.rows,
             batch=batch,
             swaps=swaps,

@@ -71,15 +71,18 @@ def load(job: Job) -> Any:
     """
     import torch
 
+    from kn_lens.batches.source import placed
     from kn_lens.batches.store import Store
     from kn_lens.models.load import load_model
 
     torch.set_num_threads(job.threads)  # a process that Ray has used before may have read its environment
-    config = Store(job.folder).manifest().config
+    manifest = Store(job.folder).manifest()
+    config = manifest.config
+    name = placed(config["model"], Path(manifest.host["folder"]))
     device = job.device or config["device"]
 
     def fresh() -> Any:
-        return load_model(config["model"], device=device, dtype=config["dtype"])
+        return load_model(name, device=device, dtype=config["dtype"])
 
     return fresh() if job.shared is None else sharing.load_shared(job.shared, fresh)
 
