@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 MODEL ?=
+FAULTS ?=
 
 VENV  := .venv
 RUN   := $(VENV)/bin/python
@@ -17,7 +18,7 @@ $(shell rm -f $(STAMP))
 endif
 endif
 
-.PHONY: help install demo test test-browser notebooks lint bench data organisms lock clean
+.PHONY: help install demo test test-browser test-faults notebooks lint bench data organisms lock clean
 .DEFAULT_GOAL := help
 
 help:
@@ -25,6 +26,7 @@ help:
 	@echo 'make demo      the paper on two bundled models, with a report, into demo-out/ (MODEL=name: on another model)'
 	@echo 'make test      lint, then run the tests'
 	@echo 'make test-browser  the tests of reports in a real browser; installs Chromium where it can'
+	@echo 'make test-faults  runs killed, disks filled, files damaged; writes fault-campaign.md (FAULTS="--kills 10": its options)'
 	@echo 'make notebooks run the notebooks and keep their outputs'
 	@echo 'make lint      ruff and the type checker'
 	@echo 'make bench     time attribution, tracing and edits against textbook loops; compare rules of integration'
@@ -62,6 +64,10 @@ test-browser: install
 	  apt-get install -y -q chromium || sudo -n apt-get install -y -q chromium || \
 	  echo 'No Chromium, and it cannot be installed here: install chromium or google-chrome' >&2
 	$(RUN) -m pytest -rs tests/report tests/plots/test_export.py
+
+# Some faults need root (small disks are mounted); without it the table says what was not tried.
+test-faults: install
+	$(RUN) -m tests.faults.campaign $(FAULTS)
 
 notebooks: install
 	$(RUN) notebooks/execute.py

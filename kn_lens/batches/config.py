@@ -68,7 +68,7 @@ class RunConfig(BaseModel):
         threads: Of each worker. With another number sums may differ in their last digits.
         memory_budget: Bytes that the rows of one pass may take.
         on_bad_row: ``"error"`` stops at data with bad rows; ``"skip"`` leaves them out and lists them.
-        gpus_per_worker: What a worker asks a cluster for; None: one where it computes on a GPU.
+        gpus_per_worker: What a worker asks a cluster for; None: one, where it has any and ``device`` is not the CPU.
 
     Raises:
         RunFileError: Everything that is wrong, one line each.

@@ -19,6 +19,8 @@ from typing import Any
 
 import psutil
 
+from kn_lens.batches.export import write_tables
+from kn_lens.batches.read import BatchRun
 from kn_lens.batches.store import Store
 from kn_lens.errors import OutputError
 
@@ -213,9 +215,13 @@ class Bench:
         folder: Empty.
         seed: Of the moments.
         tell: Told of each step.
+        workers: Of each run.
     """
 
-    def __init__(self, folder: Path, seed: int, tell: Callable[[str], None] = lambda text: None) -> None:
+    def __init__(
+        self, folder: Path, seed: int, tell: Callable[[str], None] = lambda text: None, workers: int = 2
+    ) -> None:
+        self.workers = workers
         self.folder, self.random, self.tell = folder, random.Random(seed), tell
         self._made: dict[str, tuple[Path, dict[str, bytes]]] = {}
         self._count = 0
@@ -242,19 +248,17 @@ class Bench:
         """Start a command that works on a run's folder."""
         return Session(folder, self.path(f"{command}.txt"), (command, *arguments), **how)
 
-    def run(self, file: Path, folder: Path, workers: int = 2, **how: Any) -> Session:
+    def run(self, file: Path, folder: Path, workers: int | None = None, **how: Any) -> Session:
         """``kn-lens run``."""
-        return self.start("run", file, "--out", folder, "--workers", workers, folder=folder, **how)
+        return self.start("run", file, "--out", folder, "--workers", workers or self.workers, folder=folder, **how)
 
-    def resume(self, folder: Path, *arguments: object, workers: int = 2, **how: Any) -> Session:
+    def resume(self, folder: Path, *arguments: object, workers: int | None = None, **how: Any) -> Session:
         """``kn-lens resume``."""
-        return self.start("resume", folder, "--workers", workers, *arguments, folder=folder, **how)
+        return self.start("resume", folder, "--workers", workers or self.workers, *arguments, folder=folder, **how)
 
     def tables(self, folder: Path) -> dict[str, bytes]:
         """The files that ``kn-lens results`` writes."""
-        out = self.path("results")
-        self.start("results", folder, "--out", out, folder=folder).end()
-        return {path.name: path.read_bytes() for path in sorted(out.iterdir())}
+        return {path.name: path.read_bytes() for path in write_tables(BatchRun(folder), self.path("results"))}
 
     def undisturbed(self, config: Mapping[str, Any], code: int = 0) -> tuple[Path, dict[str, bytes]]:
         """The folder of a run that nothing happened to, and its tables; made when it is first asked for."""

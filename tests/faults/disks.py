@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from kn_lens.batches.store import Store
 from tests.faults.bench import SUPPRESS, Bench, NotTried, Row, damaged, gone, records_of, temporary_files
@@ -122,7 +123,9 @@ def _read_only(bench: Bench, folder: Path, change: Callable[[bool], None]) -> Ro
         assert "make it writable and run `kn-lens resume" in line, line
         status = bench.start("status", folder, folder=folder).end()
         assert "22 of 24 pieces" in status, status
-        assert set(bench.tables(folder)) == {"suppress.parquet", "prompts.parquet"}
+        out = bench.path("elsewhere")
+        bench.start("results", folder, "--out", out, folder=folder).end()
+        assert {path.name for path in out.iterdir()} == {"suppress.parquet", "prompts.parquet"}
         line = bench.start("results", folder, folder=folder).refused()
         assert "cannot write" in line, line
     finally:
@@ -151,9 +154,9 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 }
 
 
-def damaged_parts(bench: Bench) -> Row:
+def damaged_parts(bench: Bench, config: dict[str, Any] = SUPPRESS) -> Row:
     """Each file of a part, damaged in each way, each in a part of its own: these are computed again, no others."""
-    folder = bench.copy(SUPPRESS)
+    folder = bench.copy(config)
     before = records_of(folder)
     store = Store(folder)
     kinds = [(suffix, how) for suffix in ("parquet", "safetensors", "json") for how in DAMAGES]
@@ -172,7 +175,7 @@ def damaged_parts(bench: Bench) -> Row:
         finished=len(before) - len(kinds),
         lost=len(changed - again),
         torn=len(damaged(folder)),
-        equal=bench.same(folder, SUPPRESS),
+        equal=bench.same(folder, config),
         note="the damaged parts are computed again, no others",
     )
 

@@ -13,13 +13,23 @@ import psutil
 from tests.faults.bench import TRACE, Bench, Row, Session, damaged, gone, records_of, temporary_files
 
 _PER_RUN = 10
-_LONGEST_START, _LONGEST_WORK = 8.0, 1.0
+_PLANNING, _LONGEST_START, _LONGEST_WORK = 4.0, 8.0, 1.0
+"""Seconds."""
 
 
-def kill_coordinator(bench: Bench, times: int, *, everyone: bool, config: dict[str, Any] = TRACE) -> Row:
+def kill_coordinator(
+    bench: Bench,
+    times: int,
+    *,
+    everyone: bool,
+    config: dict[str, Any] = TRACE,
+    longest: float = _LONGEST_WORK,
+    worker_too: bool = False,
+) -> Row:
     """``kill -9`` at random moments: of the whole process group, or of the first process alone.
 
-    A run goes on by ``resume`` until it is finished; then the next one begins.
+    A run goes on by ``resume`` until it is finished; then the next one begins. With ``worker_too``, a worker is killed
+    as well in the resume that finishes it.
     """
     killed = finished = lost = torn = left = 0
     moments: Counter[str] = Counter()
@@ -30,7 +40,7 @@ def kill_coordinator(bench: Bench, times: int, *, everyone: bool, config: dict[s
         session = bench.run(file, folder)
         kept: dict[str, bytes] = {}
         for number in range(min(_PER_RUN, times - killed)):
-            moment = _moment(bench, session, number)
+            moment = _moment(bench, session, number, longest)
             before = records_of(folder)
             if session.ended:
                 break
@@ -46,8 +56,12 @@ def kill_coordinator(bench: Bench, times: int, *, everyone: bool, config: dict[s
             bench.tell(f"  kill {killed}: {moment}, {len(after)} pieces finished")
             kept = after
             begun = (folder / "run.yaml").exists()  # else there is nothing yet to go on with
-            workers = bench.random.choice((1, 2))
+            workers = bench.random.choice((1, bench.workers))
             session = bench.resume(folder, workers=workers) if begun else bench.run(file, folder, workers=workers)
+        if worker_too:
+            there = _kill_worker(bench, session, longest)
+            assert there is not None, "the run was finished before a worker could be killed"
+            lost += len(gone(*there))
         session.end()
         torn += len(session.reader.torn)
         lost += len(gone(kept, records_of(folder)))
@@ -58,16 +72,16 @@ def kill_coordinator(bench: Bench, times: int, *, everyone: bool, config: dict[s
     return Row(fault=f"kill -9 of {who}", times=killed, finished=finished, lost=lost, torn=torn, equal=equal, note=note)
 
 
-def _moment(bench: Bench, session: Session, number: int) -> str:
+def _moment(bench: Bench, session: Session, number: int, longest: float) -> str:
     """Wait for a random moment, and say of what kind it is. The first kill of a run lands in planning."""
     kind = "start" if number == 0 else bench.random.choices(("start", "writing", "work"), (2, 4, 4))[0]
     if kind == "start":
-        session.for_seconds(bench.random.uniform(0.2, _LONGEST_START))
+        session.for_seconds(bench.random.uniform(0.2, _LONGEST_START if number else _PLANNING))
     elif kind == "writing":
         if session.until_new():
             session.until(lambda: bool(temporary_files(session.folder)))
     elif session.until_new():
-        session.for_seconds(bench.random.uniform(0, _LONGEST_WORK))
+        session.for_seconds(bench.random.uniform(0, longest))
     if kind == "start" and not (session.folder / "manifest.json").exists():
         return "in planning"
     return {"start": "while it started", "writing": "while a file was written", "work": "in work"}[kind]
@@ -83,20 +97,10 @@ def kill_workers(bench: Bench, times: int, *, config: dict[str, Any] = TRACE) ->
         kept: dict[str, bytes] = {}
         runs += 1
         for _ in range(min(_PER_RUN, times - killed)):
-            if not session.until_new():
+            there = _kill_worker(bench, session, _LONGEST_WORK)
+            if there is None:
                 break
-            session.for_seconds(bench.random.uniform(0, _LONGEST_WORK))
-            workers = session.workers()
-            before = records_of(folder)
-            if not workers or session.ended:
-                break
-            victim = bench.random.choice(workers)
-            try:
-                victim.kill()
-                victim.wait(10)
-            except psutil.NoSuchProcess:
-                continue
-            after = records_of(folder)
+            before, after = there
             killed += 1
             finished += len(after)
             lost += len(gone(before, after)) + len(gone(kept, after))
@@ -115,6 +119,23 @@ def kill_workers(bench: Bench, times: int, *, config: dict[str, Any] = TRACE) ->
         equal=equal,
         note=f"{runs} runs, each finished by itself",
     )
+
+
+def _kill_worker(bench: Bench, session: Session, longest: float) -> tuple[dict[str, bytes], dict[str, bytes]] | None:
+    """Kill a worker soon after the next piece; the records before and after, None if the run has ended."""
+    if not session.until_new() or not session.for_seconds(bench.random.uniform(0, longest)):
+        return None
+    workers = session.workers()
+    before = records_of(session.folder)
+    if not workers:
+        return None
+    victim = bench.random.choice(workers)
+    try:
+        victim.kill()
+        victim.wait(10)
+    except psutil.NoSuchProcess:  # it was let go just now: the run is at its end
+        return None
+    return before, records_of(session.folder)
 
 
 def signals(bench: Bench, *, config: dict[str, Any] = TRACE) -> list[Row]:
