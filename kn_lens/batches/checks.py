@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from kn_lens.batches.config import RunConfig
-from kn_lens.batches.part import Manifest
-from kn_lens.batches.plan import decisive
+from kn_lens.batches.config import RunConfig, decisive
+from kn_lens.batches.durable import sha256_of
+from kn_lens.batches.part import Manifest, read_record
+from kn_lens.batches.prompt_table import DROPPED, PROMPTS
 from kn_lens.batches.source import open_source, placed
 from kn_lens.errors import OutputError
 
@@ -41,15 +43,11 @@ def check_same(folder: Path, manifest: Manifest, config: RunConfig) -> None:
     Raises:
         OutputError: Naming what differs.
     """
-    there, here = decisive(manifest.config), decisive(config.model_dump(mode="json"))
-    differing = [
-        f"{name} (there {json.dumps(was, ensure_ascii=False)}, here {json.dumps(now, ensure_ascii=False)})"
-        for name, was, now in _differences("", there, here)
-    ]
+    differing = differences(manifest, config)
     if differing:
         raise OutputError(
-            f"{folder} holds a run that differs in {', '.join(differing)}; go on with its own settings "
-            f"(`kn-lens resume {folder}`), or name another --out"
+            f"{folder} holds a run that differs in {differing}; go on with its own settings "
+            f"(`kn-lens resume {shlex.quote(str(folder))}`), or name another --out"
         )
     for entry, plan in zip(config.data, manifest.data, strict=True):
         path = Path(placed(entry.name, Path(manifest.host["folder"]))).expanduser()
@@ -60,7 +58,7 @@ def check_same(folder: Path, manifest: Manifest, config: RunConfig) -> None:
                 f"another --out"
             )
     made_with = manifest.provenance.get("versions", {})
-    for package in ("kn_lens", "torch", "transformer-lens", "transformers"):
+    for package in ("kn_lens", "torch", "transformer-lens", "transformers", "numpy"):
         try:
             now = version(package)
         except PackageNotFoundError:
@@ -73,6 +71,50 @@ def check_same(folder: Path, manifest: Manifest, config: RunConfig) -> None:
                 made_with[package],
                 now,
             )
+
+
+def check_parts(folder: Path, run: str) -> None:
+    """Refuse to plan anew over the finished parts of another run, where its manifest can no longer tell.
+
+    Args:
+        folder: The run's.
+        run: Fingerprint of the new plan.
+
+    Raises:
+        OutputError: If there are such parts, or a newer kn_lens wrote them.
+    """
+    for path in sorted((folder / "parts").glob("part-*.json")):
+        try:
+            record = read_record(path.read_bytes(), str(path))
+        except OutputError:
+            raise
+        except (OSError, ValueError):  # damaged: the next one tells
+            continue
+        if record.run != run:
+            raise OutputError(
+                f"{folder} holds finished parts of a run with other settings, data, weights or versions of the data, "
+                f"and its manifest is damaged or missing; bring those back, or name another --out"
+            )
+        return
+
+
+def whole_prompts(folder: Path, manifest: Manifest) -> bool:
+    """Whether the files of prompts are those that were planned."""
+    for name, expected in ((PROMPTS, manifest.prompts_sha256), (DROPPED, manifest.dropped_sha256)):
+        path = folder / name
+        if not path.is_file() or sha256_of(path) != expected:
+            log.warning("%s is missing or damaged; the run is planned anew, and its finished parts are kept", path)
+            return False
+    return True
+
+
+def differences(manifest: Manifest, config: RunConfig) -> str:
+    """In what a configuration differs from a run's, in words; empty if in nothing that decides its results."""
+    there, here = decisive(manifest.config), decisive(config.model_dump(mode="json"))
+    return ", ".join(
+        f"{name} (there {json.dumps(was, ensure_ascii=False)}, here {json.dumps(now, ensure_ascii=False)})"
+        for name, was, now in _differences("", there, here)
+    )
 
 
 def _differences(prefix: str, there: Any, here: Any) -> Iterator[tuple[str, Any, Any]]:

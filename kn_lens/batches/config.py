@@ -168,3 +168,8 @@ def _with_settings(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[Fault
     except SettingsError as error:
         return {**given, "settings": made}, [Fault(("settings",), str(error))]
     return {**given, "settings": made}, []
+
+
+def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a run's configuration, as JSON, decides its results."""
+    return {name: value for name, value in config.items() if name != "gpus_per_worker"}

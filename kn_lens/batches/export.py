@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
+import contextlib
+import errno
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from kn_lens.batches.durable import write_durably
+from kn_lens.batches.durable import sync_folder, temporary_name
+from kn_lens.batches.part import PartRecord
 from kn_lens.batches.read import BatchRun
 from kn_lens.errors import OutputError
 
@@ -15,14 +18,19 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
+_FULL = {errno.ENOSPC, errno.EDQUOT}
 
-def write_tables(run: BatchRun, out: Path, *, csv: bool = False) -> dict[Path, int]:
+
+def write_tables(
+    run: BatchRun, out: Path, *, csv: bool = False, records: Mapping[int, PartRecord] | None = None
+) -> dict[Path, int]:
     """Write the finished tables of a run.
 
     Args:
         run: Finished or in progress.
         out: Folder of the files (made if needed): named as the method, and ``prompts``.
         csv: Write CSV beside parquet.
+        records: The store's at one moment; by default as they are now.
 
     Returns:
         Files and their rows.
@@ -30,27 +38,43 @@ def write_tables(run: BatchRun, out: Path, *, csv: bool = False) -> dict[Path, i
     Raises:
         OutputError: If they cannot be written, or a part is damaged.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot write {out}: {error.strerror or error}") from None
+    records = run.store.records() if records is None else records  # the run may go on meanwhile
     found: dict[Path, int] = {}
-    records = run.store.records()  # the run may go on meanwhile
     for name, tables in ((run.config.method, run.tables), ("prompts", run.prompt_tables)):
         schema = _schema(tables(records))
         if schema is None:
             continue
-        for suffix, write in ((".parquet", _parquet), *(((".csv", _csv),) if csv else ())):
-            path = out / f"{name}{suffix}"
-            found[path] = _counted(path, partial(write, tables=tables(records), schema=schema))
+        paths = [out / f"{name}{suffix}" for suffix in (".parquet", ".csv")[: 1 + csv]]
+        with _whole_files(out, paths) as files:
+            rows = _write(files, tables(records), schema)
+        found |= dict.fromkeys(paths, rows)
     return found
 
 
-def _counted(path: Path, write: Callable[[IO[bytes]], int]) -> int:
-    """Write a file whole or not at all; how many rows it got."""
-    rows: list[int] = []
-    write_durably(path, lambda file: rows.append(write(file)))
-    return rows[0]
+@contextlib.contextmanager
+def _whole_files(out: Path, paths: list[Path]) -> Iterator[list[IO[bytes]]]:
+    """Files to write into, which get their names, once they are on the disk, when the block ends well."""
+    temporary = [path.with_name(temporary_name(path.name)) for path in paths]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as stack:
+            files = [stack.enter_context(open(path, "xb")) for path in temporary]
+            yield files
+            for file in files:
+                file.flush()
+                os.fsync(file.fileno())
+        for path, name in zip(temporary, paths, strict=True):
+            os.replace(path, name)
+        sync_folder(out)
+    except OSError as error:
+        space = "free some space, or " if error.errno in _FULL else ""
+        raise OutputError(
+            f"cannot write tables into {out}: {error.strerror or error}; {space}name another folder: --out FOLDER"
+        ) from None
+    finally:
+        for path in temporary:
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def _schema(tables: Iterator[pd.DataFrame]) -> pa.Schema | None:
@@ -76,21 +100,17 @@ def _arranged(table: pd.DataFrame, schema: pa.Schema) -> pa.Table:
     return pa.table(columns, schema=schema)
 
 
-def _parquet(file: IO[bytes], tables: Iterator[pd.DataFrame], schema: pa.Schema) -> int:
+def _write(files: list[IO[bytes]], tables: Iterator[pd.DataFrame], schema: pa.Schema) -> int:
+    """Write tables one after another, as parquet into the first file and as CSV into the second, if there is one."""
     import pyarrow.parquet as pq
 
+    parquet, *others = files
     rows = 0
-    with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+    with pq.ParquetWriter(parquet, schema, compression="zstd") as writer:
         for table in tables:
             writer.write_table(_arranged(table, schema))
+            for file in others:
+                text = table.reindex(columns=schema.names).to_csv(index=False, header=rows == 0, lineterminator="\n")
+                file.write(text.encode())
             rows += len(table)
-    return rows
-
-
-def _csv(file: IO[bytes], tables: Iterator[pd.DataFrame], schema: pa.Schema) -> int:
-    rows = 0
-    for table in tables:
-        text = table.reindex(columns=schema.names).to_csv(index=False, header=rows == 0, lineterminator="\n")
-        file.write(text.encode())
-        rows += len(table)
     return rows

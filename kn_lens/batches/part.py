@@ -120,6 +120,7 @@ class Manifest(Sealed):
         variants: What the method is repeated over.
         data: Its data sets.
         prompts_sha256: Of the file of its prompts.
+        dropped_sha256: Of the file of those that planning left out.
         provenance: Model, hash of its weights, versions, device.
         host: Where it was planned; relative names of files are below its ``folder``.
         created: When, for people.
@@ -130,6 +131,7 @@ class Manifest(Sealed):
     variants: list[str]
     data: list[DataPlan]
     prompts_sha256: str
+    dropped_sha256: str
     provenance: dict[str, Any]
     host: dict[str, Any]
     created: str

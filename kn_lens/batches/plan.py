@@ -9,20 +9,21 @@ import logging
 import platform
 import socket
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-from kn_lens.batches.config import DataEntry, RunConfig
-from kn_lens.batches.durable import canonical, sha256_of, write_durably
+from kn_lens.batches.checks import check_parts
+from kn_lens.batches.config import DataEntry, RunConfig, decisive
+from kn_lens.batches.durable import Staged, canonical, stage, sync_folder
 from kn_lens.batches.methods import Method, method_named
 from kn_lens.batches.part import FORMAT, DataPlan, Manifest
 from kn_lens.batches.prompt_table import DROPPED, PROMPTS, PromptWriter
 from kn_lens.batches.source import Source, open_source
 from kn_lens.batches.store import Store
-from kn_lens.errors import NothingLeft, PromptError
+from kn_lens.errors import NothingLeft, OutputError, PromptError
 from kn_lens.progress import progress_bar
 from kn_lens.prompts.prompt import Dropped, Prompt
 
@@ -45,7 +46,6 @@ def make_plan(folder: Path, config: dict[str, Any], progress: bool = True) -> No
         KnLensError: If the model or the data cannot be loaded or do not suit the method, or nothing is left to do.
     """
     from kn_lens.models.load import load_model
-    from kn_lens.results import provenance
 
     run = RunConfig.model_validate(config)
     method = method_named(run.method)
@@ -60,37 +60,55 @@ def make_plan(folder: Path, config: dict[str, Any], progress: bool = True) -> No
                 first = plans[-1].first + plans[-1].prompts if plans else 0
                 plans.append(_plan_data(model, run, method, entry, source, first, writer, bar))
 
-    write_durably(folder / PROMPTS, lambda file: write_durably(folder / DROPPED, lambda other: write(file, other)))
+    staged: list[Staged] = []
+    try:
+        staged.append(
+            stage(
+                folder / PROMPTS, lambda file: staged.append(stage(folder / DROPPED, lambda other: write(file, other)))
+            )
+        )
+        manifest = _manifest(run, method, model, plans, staged)
+        check_parts(folder, manifest.run)
+        for file in staged:
+            if not file.place():
+                raise OutputError(f"cannot write {file.path}: another process tidied up meanwhile; start the run again")
+        sync_folder(folder)
+    except BaseException:
+        for file in staged:
+            file.discard()
+        raise
+    Store(folder).write_manifest(manifest)
+
+
+def _manifest(
+    run: RunConfig, method: Method, model: Any, plans: Sequence[DataPlan], staged: Sequence[Staged]
+) -> Manifest:
+    from kn_lens.results import provenance
+
     if not sum(plan.prompts for plan in plans):
         reasons = sum((Counter(plan.dropped) for plan in plans), Counter())
         told = ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common())
         raise PromptError(f"no prompt is left to run: {told or 'the data hold none'}")
     described = run.model_dump(mode="json")
     made_with = {**provenance(model), "threads": run.threads}
-    prompts_sha256 = sha256_of(folder / PROMPTS)
-    Store(folder).write_manifest(
-        Manifest(
-            format=FORMAT,
-            run=_fingerprint(run, made_with["weights_hash"], prompts_sha256, plans),
-            config=described,
-            variants=list(method.variants(run.settings)),
-            data=plans,
-            prompts_sha256=prompts_sha256,
-            provenance=made_with,
-            host={
-                "name": socket.gethostname(),
-                "system": platform.platform(),
-                "machine": platform.machine(),
-                "folder": str(Path.cwd()),
-            },
-            created=datetime.now().astimezone().isoformat(timespec="seconds"),
-        )
+    hashes = {file.path.name: file.record.sha256 for file in staged}
+    return Manifest(
+        format=FORMAT,
+        run=_fingerprint(run, made_with["weights_hash"], hashes[PROMPTS], plans),
+        config=described,
+        variants=list(method.variants(run.settings)),
+        data=list(plans),
+        prompts_sha256=hashes[PROMPTS],
+        dropped_sha256=hashes[DROPPED],
+        provenance=made_with,
+        host={
+            "name": socket.gethostname(),
+            "system": platform.platform(),
+            "machine": platform.machine(),
+            "folder": str(Path.cwd()),
+        },
+        created=datetime.now().astimezone().isoformat(timespec="seconds"),
     )
-
-
-def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a run's configuration decides its results."""
-    return {name: value for name, value in config.items() if name != "gpus_per_worker"}
 
 
 def _fingerprint(run: RunConfig, weights_hash: str, prompts_sha256: str, plans: Sequence[DataPlan]) -> str:
@@ -203,6 +221,14 @@ class _Blocks:
 
 
 def _windows(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Parts of ``size``; the last is longer, since the few that are left might find no twin among themselves."""
     rest = iter(items)
-    while window := list(islice(rest, size)):
+    window = list(islice(rest, size))
+    while following := list(islice(rest, size)):
+        if len(following) < size:
+            window += following
+        else:
+            yield window
+            window = following
+    if window:
         yield window

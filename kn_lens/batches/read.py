@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping
+import logging
+import shlex
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,17 +15,21 @@ from kn_lens.batches.config import RunConfig
 from kn_lens.batches.lock import holder_of
 from kn_lens.batches.methods import method_named
 from kn_lens.batches.methods.method import with_texts
-from kn_lens.batches.part import Manifest, PartRecord, Task
+from kn_lens.batches.part import LeftOut, Manifest, PartRecord, Task
 from kn_lens.batches.prompt_table import PromptReader, dropped_rows
-from kn_lens.batches.status import Share, Status
+from kn_lens.batches.status import Share, Status, status_of
 from kn_lens.batches.store import Store
 from kn_lens.errors import OutputError, SettingsError, near_matches
-from kn_lens.prompts.prompt import Dropped
+from kn_lens.prompts.prompt import Dropped, Prompt
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from kn_lens.results import Result
+
+__all__ = ["BatchRun", "Share", "Status"]
+
+log = logging.getLogger(__name__)
 
 DONE, DROPPED, FAILED, OPEN = "done", "left out", "failed", "open"
 """What has become of a prompt."""
@@ -64,43 +71,18 @@ class BatchRun:
         """What a variant is: ``"stream"``, ``"site"``, ``"editor"`` …"""
         return self.method.variant_name
 
-    def status(self) -> Status:
-        """How far it is, by what is on disk."""
-        records = self.store.records()
-        counts = {
-            (data, variant): [0, Counter[str](), 0]
-            for data in range(len(self.manifest.data))
-            for variant in self.variants
-        }
-        tasks = self.store.tasks()
-        for number, record in records.items():
-            task = tasks[number]
-            entry: Any = counts[task.data, task.variant]
-            entry[0] += record.done
-            entry[1].update(one.reason for one in record.dropped)
-            entry[2] += len(record.failed)
-        shares = [
-            Share(
-                data=self.manifest.data[data].name,
-                variant=variant,
-                prompts=self.manifest.data[data].prompts,
-                done=done,
-                dropped=dict(dropped.most_common()),
-                failed=failed,
-            )
-            for (data, variant), (done, dropped, failed) in counts.items()
-        ]
-        return Status(
-            shares=tuple(shares),
-            pieces=len(tasks),
-            finished=len(records),
-            seconds=sum(record.seconds for record in records.values()),
-            holder=holder_of(self.folder),
-        )
+    def status(self, records: Mapping[int, PartRecord] | None = None) -> Status:
+        """How far it is, by what is on disk.
 
-    def failures(self, most: int | None = None) -> list[str]:
+        Args:
+            records: The store's at one moment; by default as they are now.
+        """
+        records = self.store.records() if records is None else records
+        return status_of(self.manifest, self.store.tasks(), records, holder_of(self.folder))
+
+    def failures(self, most: int | None = None, records: Mapping[int, PartRecord] | None = None) -> list[str]:
         """A line for each prompt that failed, with what it was and why; of many the first ``most``."""
-        found = [one for _, record in self._finished() for one in record.failed]
+        found = [one for _, record in self._finished(records) for one in record.failed]
         told = [f"prompt {one.prompt}, {one.text!r}: {one.reason}" for one in found[:most]]
         more = len(found) - len(told)
         return [*told, f"and {more} more"] if more else told
@@ -129,36 +111,40 @@ class BatchRun:
 
         found = list(self.tables())
         if not found:
-            raise OutputError(f"{self.folder} holds no finished prompt yet: `kn-lens status {self.folder}`")
+            status = f"`kn-lens status {shlex.quote(str(self.folder))}`"
+            raise OutputError(f"{self.folder} holds no finished prompt yet: {status}")
         return pd.concat(found, ignore_index=True)
 
     def prompt_tables(self, records: Mapping[int, PartRecord] | None = None) -> Iterator[pd.DataFrame]:
-        """A row for each prompt and variant, a piece at a time: text, answer, what became of it, and, where the method
-        has such, its numbers (a trace's metrics of both runs).
+        """A row for each prompt and variant, some pieces at a time: text, answer, what became of it, and, where the
+        method has such, its numbers (a trace's metrics of both runs).
 
         Args:
             records: The store's at one moment; by default as they are now.
         """
-        import pandas as pd
-
         reader = PromptReader(self.folder, self.manifest.prompts_sha256)
         records = self.store.records() if records is None else records
         numbers_of_none = self._numbers_of_none(records)
+        rows: list[dict[str, Any]] = []
+        measured: list[pd.DataFrame] = []
+        block, prompts = range(0), []
         for task in self.store.tasks():
-            numbers = range(task.first, task.first + len(task.rows))
-            record = records.get(task.number)
-            rows = [
-                {"prompt": number, "text": prompt.text, **{name: getattr(prompt, name) for name in _SHOWN}}
-                | {"state": OPEN if record is None else DONE, "reason": None}
-                for number, (prompt, _) in zip(numbers, reader.read(numbers), strict=True)
-            ]
-            for state, left_out in () if record is None else ((DROPPED, record.dropped), (FAILED, record.failed)):
-                for one in left_out:
-                    rows[one.prompt - task.first] |= {"state": state, "reason": one.reason}
-            table = self._named(task, pd.DataFrame(rows))
-            if numbers_of_none is not None:
-                table = self._with_numbers(task, record, table, numbers_of_none)
-            yield with_texts(table)
+            if _numbers(task) != block:  # the variants of a block follow each other
+                block = _numbers(task)
+                prompts = [prompt for prompt, _ in reader.read(block)]
+            record, result = self._whole(task, records.get(task.number), read=numbers_of_none is not None)
+            first = len(rows)
+            rows += self._rows(task, prompts, record)
+            if result is not None and numbers_of_none is not None:
+                done = [at for at in range(first, len(rows)) if rows[at]["state"] == DONE]
+                frame = result.prompts_frame()[list(numbers_of_none.columns)]
+                if len(frame) == len(done):
+                    measured.append(frame.set_axis(done, axis="index"))
+            if len(rows) >= _ROWS:
+                yield _prompts_table(rows, measured, numbers_of_none)
+                rows, measured = [], []
+        if rows:
+            yield _prompts_table(rows, measured, numbers_of_none)
 
     def prompts(self) -> pd.DataFrame:
         """All of :meth:`prompt_tables`."""
@@ -173,6 +159,9 @@ class BatchRun:
             data: A name of :attr:`data`; may be left out where there is one.
             variant: One of :attr:`variants`; likewise.
 
+        Its provenance says of how many ``parts`` it is, and how many prompts are ``open`` and ``failed``: of these it
+        holds nothing, and a warning tells so. What was left out in planning comes first in its ``dropped``.
+
         Raises:
             SettingsError: If there is no such data set or variant, or several and none is named.
             OutputError: If none of its prompts is finished, or a part is damaged.
@@ -181,31 +170,82 @@ class BatchRun:
         name = self.variants[_chosen(self.variant_name or "variant", "variant", self.variants, variant)]
         results: list[Result] = []
         left_out: list[Dropped] = []
+        prompts, failed = self.manifest.data[at].prompts, 0
+        still_open = prompts
         for task, record in self._finished():
             if task.data != at or task.variant != name:
                 continue
-            part = self.store.result(task.number) if record.done else None
+            record, part = self._whole(task, record)
+            if record is None or (part is None and record.done):  # computed again just now, or damaged
+                continue
+            still_open -= record.prompts
+            failed += len(record.failed)
+            left_out += self._left_out(task, record, part)
             if part is not None:
                 results.append(part)
-            elif record.dropped:
-                left_out += self._left_out(task, record)
         if not results:
             raise OutputError(f"no prompt of {self.data[at]}{f', {name}' if name else ''} is finished in {self.folder}")
+        if still_open or failed:
+            self._warn(", ".join(filter(None, (self.data[at], name))), prompts, still_open, failed)
         joined: Any = self.method.join(results)
+        counts = {"parts": len(results), "open": still_open, "failed": failed}
+        joined = replace(joined, provenance={**joined.provenance, **counts})
+        if not hasattr(joined, "dropped"):
+            return joined
         planned = [
             Dropped(text=row["text"], reason=row["reason"], source=row["source"])
             for row in dropped_rows(self.folder)
             if row["data"] == self.data[at]
         ]
-        return replace(joined, dropped=(*planned, *joined.dropped, *left_out)) if hasattr(joined, "dropped") else joined
+        return replace(joined, dropped=(*planned, *left_out))
 
-    def _left_out(self, task: Task, record: PartRecord) -> list[Dropped]:
-        """What a part left out that has no result, which else says so itself."""
-        found = PromptReader(self.folder).read(range(task.first, task.first + len(task.rows)))
+    def without_result(self, task: Task, said: Sequence[LeftOut]) -> list[Dropped]:
+        """What a record says of prompts, with their sources.
+
+        Raises:
+            OutputError: If the prompts cannot be read.
+        """
+        found = self._prompts.rows(_numbers(task)) if said else []
         return [
-            Dropped(text=one.text, reason=one.reason, source=found[one.prompt - task.first][0].source)
-            for one in record.dropped
+            Dropped(text=one.text, reason=one.reason, source=found[one.prompt - task.first]["source"]) for one in said
         ]
+
+    def _left_out(self, task: Task, record: PartRecord, part: Result | None) -> list[Dropped]:
+        """What a piece left out, in the order of its prompts: those that its record names, which its result may not
+        know of, and what only the result tells (questions about an edit).
+        """
+        said = [*record.dropped, *(one for one in record.failed if self.method.is_failure(one.reason))]
+        unmatched: dict[tuple[str, str], list[LeftOut]] = defaultdict(list)
+        for one in sorted(said, key=lambda one: one.prompt):
+            unmatched[one.text, one.reason].append(one)
+        found: list[tuple[int, Dropped]] = []
+        others: list[Dropped] = []  # they stay before the prompt that the result tells next
+        for entry in getattr(part, "dropped", ()):
+            others.append(entry)
+            same = unmatched.get((entry.text, entry.reason))
+            if same:
+                at = same.pop(0).prompt
+                found += [(at, one) for one in others]
+                others = []
+        missing = [one for left in unmatched.values() for one in left]
+        found += zip((one.prompt for one in missing), self.without_result(task, missing), strict=True)
+        return [*(entry for _, entry in sorted(found, key=lambda one: one[0])), *others]
+
+    def _warn(self, what: str, prompts: int, still_open: int, failed: int) -> None:
+        """Tell that a result is not of all prompts."""
+        told = [f"{still_open} of {prompts} prompts are open"] if still_open else []
+        told += [f"{failed}{'' if still_open else f' of {prompts} prompts'} failed"] if failed else []
+        log.warning("%s: %s: %s; the result is of the others", self.folder, what, ", ".join(told))
+
+    @cached_property
+    def _prompts(self) -> PromptReader:
+        return PromptReader(self.folder)
+
+    def _whole(self, task: Task, record: PartRecord | None, *, read: bool = True) -> tuple[PartRecord | None, Any]:
+        """The record of a piece and its result, which belong together; the one given if no result is to be read."""
+        if record is None or not record.done or not read:
+            return record, None
+        return record, self.store.result(task.number)
 
     def _finished(self, records: Mapping[int, PartRecord] | None = None) -> Iterator[tuple[Task, PartRecord]]:
         records = self.store.records() if records is None else records
@@ -222,28 +262,54 @@ class BatchRun:
             rest.insert(at, name, value)
         return rest
 
+    def _rows(self, task: Task, prompts: Sequence[Prompt], record: PartRecord | None) -> list[dict[str, Any]]:
+        """A row for each prompt of a piece."""
+        head = {"data": self.manifest.data[task.data].name}
+        if self.variant_name:
+            head[self.variant_name] = task.variant
+        rows = [
+            {**head, "prompt": number, "text": prompt.text, **{name: getattr(prompt, name) for name in _SHOWN}}
+            | {"state": OPEN if record is None else DONE, "reason": None}
+            for number, prompt in zip(_numbers(task), prompts, strict=True)
+        ]
+        for state, left_out in () if record is None else ((DROPPED, record.dropped), (FAILED, record.failed)):
+            for one in left_out:
+                rows[one.prompt - task.first] |= {"state": state, "reason": one.reason}
+        return rows
+
     def _numbers_of_none(self, records: Mapping[int, PartRecord]) -> pd.DataFrame | None:
         """The columns of the method's numbers of prompts, without rows: each piece has them, whatever became of it."""
+        tasks = self.store.tasks()
         for number, record in records.items():
-            result = self.store.result(number) if record.done else None
+            _, result = self._whole(tasks[number], record)
             if result is not None:
                 numbers = getattr(result, "prompts_frame", None)
                 frame = None if numbers is None else numbers().iloc[:0]
                 return None if frame is None else frame[[name for name in frame.columns if name not in _KNOWN]]
         return None
 
-    def _with_numbers(
-        self, task: Task, record: PartRecord | None, table: pd.DataFrame, numbers_of_none: pd.DataFrame
-    ) -> pd.DataFrame:
-        result: Any = self.store.result(task.number) if record is not None and record.done else None
-        if result is None:
-            return table.join(numbers_of_none)
-        frame = result.prompts_frame()[list(numbers_of_none.columns)]
-        return table.join(frame.set_index(table.index[(table["state"] == DONE).to_numpy()]))
-
 
 _SHOWN = ("target", "foil", "group", "source")
 _KNOWN = ("prompt", "text", *_SHOWN, "state", "reason")
+_ROWS = 4096
+"""Of a table of prompts, at least: small pieces share one."""
+
+
+def _numbers(task: Task) -> range:
+    """The numbers of a piece's prompts within the run."""
+    return range(task.first, task.first + len(task.rows))
+
+
+def _prompts_table(
+    rows: list[dict[str, Any]], measured: list[pd.DataFrame], numbers_of_none: pd.DataFrame | None
+) -> pd.DataFrame:
+    """A table of prompts; ``measured`` are the numbers of those that are done, by their rows."""
+    import pandas as pd
+
+    table = pd.DataFrame(rows)
+    if numbers_of_none is not None:
+        table = table.join(pd.concat(measured) if measured else numbers_of_none)
+    return with_texts(table)
 
 
 def _chosen(what: str, argument: str, known: list[str], name: str | None) -> int:

@@ -19,17 +19,16 @@ from types import FrameType
 from typing import Any
 
 from kn_lens._version import __version__
-from kn_lens.batches.checks import RUN_FILE, check_free, check_same
+from kn_lens.batches.checks import RUN_FILE, check_free, check_same, differences, whole_prompts
 from kn_lens.batches.config import RunConfig
-from kn_lens.batches.durable import sha256_of, write_durably
+from kn_lens.batches.durable import write_durably
 from kn_lens.batches.engine import Engine, engine_named
 from kn_lens.batches.lock import RunLock
 from kn_lens.batches.part import Manifest, PartRecord
-from kn_lens.batches.prompt_table import PROMPTS
 from kn_lens.batches.read import BatchRun
 from kn_lens.batches.run_file import read_run_file
 from kn_lens.batches.store import DamagedManifest, Store
-from kn_lens.errors import SettingsError
+from kn_lens.errors import KnLensError, SettingsError
 from kn_lens.progress import progress_bar
 
 log = logging.getLogger(__name__)
@@ -111,8 +110,20 @@ def resume(
                 raise
             log.warning("%s; the run is planned anew from %s, and its finished parts are kept", error, RUN_FILE)
             asked = read_run_file(folder / RUN_FILE)
+        else:
+            _tell_edited(folder, store.manifest())
     open_engine = partial(engine_named, engine, workers=workers, address=address)
     return _run(folder, asked, None, open_engine, retry_failed=retry_failed, progress=progress)
+
+
+def _tell_edited(folder: Path, planned: Manifest) -> None:
+    """Say that the run file in a run's folder was changed after planning: a run goes on as it was planned."""
+    try:
+        differing = differences(planned, read_run_file(folder / RUN_FILE))
+    except (KnLensError, OSError):  # it may be gone, or be read from another folder than its data lie in
+        return
+    if differing:
+        log.warning("%s was changed (%s); the run goes on as it was planned", folder / RUN_FILE, differing)
 
 
 def _config_of(config: Any) -> tuple[RunConfig, str]:
@@ -135,26 +146,40 @@ def _default_folder(config: Any) -> Path:
 def _run(
     folder: Path, config: RunConfig, text: str | None, open_engine: OpenEngine, *, retry_failed: bool, progress: bool
 ) -> BatchRun:
-    store = Store(folder)
-    planned = _planned(store)
-    if planned is not None:
-        check_same(folder, planned, config)
-    else:
-        check_free(folder)
-    with RunLock(folder), open_engine(config) as engine, _stopping(engine) as stopping:
-        if planned is None or not _has_prompts(folder, planned):
-            if text is not None:
-                write_durably(folder / RUN_FILE, lambda file: file.write(text.encode()))
-            store.log(f"planned by kn_lens {__version__}")
-            engine.plan(folder, config.model_dump(mode="json"), progress)
-            store = Store(folder)
-        store.sweep()
-        todo = _todo(store, retry_failed=retry_failed, progress=progress)
-        _work(store, engine, todo, stopping, progress)
+    check_free(folder)  # before a lock is laid into a folder that is not ours
+    with RunLock(folder):
+        store = Store(folder)
+        planned = _planned(store)
+        if planned is not None:
+            check_same(folder, planned, config)
+        with open_engine(config) as engine, _stopping(engine) as stopping:
+            if planned is None or not whole_prompts(folder, planned):
+                _plan(store, engine, config, text, progress)
+                store = Store(folder)
+            store.sweep()
+            todo = _todo(store, retry_failed=retry_failed, progress=progress)
+            _work(store, engine, todo, stopping, progress)
     done = BatchRun(folder)
     if stopping.asked:
         raise Interrupted
     return done
+
+
+def _plan(store: Store, engine: Engine, config: RunConfig, text: str | None, progress: bool) -> None:
+    """Plan a run, or plan it anew where its manifest or prompts are damaged: parts of another run are not touched."""
+
+    def keep_file() -> None:
+        if text is not None:
+            raw = text.encode()
+            write_durably(store.folder / RUN_FILE, lambda file: file.write(raw))
+
+    fresh = not store.parts.exists()
+    if fresh:  # there before the plan, so that `resume` can take up a run that was stopped in planning
+        keep_file()
+    store.log(f"planned by kn_lens {__version__}")
+    engine.plan(store.folder, config.model_dump(mode="json"), progress)
+    if not fresh:
+        keep_file()
 
 
 def _planned(store: Store) -> Manifest | None:
@@ -163,15 +188,6 @@ def _planned(store: Store) -> Manifest | None:
         return store.manifest() if store.exists() else None
     except DamagedManifest:
         return None
-
-
-def _has_prompts(folder: Path, planned: Manifest) -> bool:
-    """Whether the prompts are those that were planned."""
-    path = folder / PROMPTS
-    if path.is_file() and sha256_of(path) == planned.prompts_sha256:
-        return True
-    log.warning("%s is missing or damaged; the run is planned anew, and its finished parts are kept", path)
-    return False
 
 
 def _todo(store: Store, *, retry_failed: bool, progress: bool) -> Sequence[int]:
@@ -198,6 +214,7 @@ def _todo(store: Store, *, retry_failed: bool, progress: bool) -> Sequence[int]:
 
 def _work(store: Store, engine: Engine, todo: Sequence[int], stopping: _Stopping, progress: bool) -> None:
     tasks = store.tasks()
+    stopping.waits = True
     store.log(f"begins with {len(todo)} of {len(tasks)} pieces, {engine.workers} workers ({engine.name})")
     total = sum(len(task.rows) for task in tasks)
     left = sum(len(tasks[number].rows) for number in todo)
@@ -224,9 +241,10 @@ def _tell_failed(store: Store, record: PartRecord) -> int:
 
 
 class _Stopping:
-    """Whether the user, or the system, has asked the run to stop."""
+    """Whether the user, or the system, has asked the run to stop; and whether pieces are in hand to wait for."""
 
     asked = False
+    waits = False
 
 
 @contextmanager
@@ -238,7 +256,7 @@ def _stopping(engine: Engine) -> Iterator[_Stopping]:
         return
 
     def ask(number: int, frame: FrameType | None) -> None:
-        if state.asked:
+        if state.asked or not state.waits:
             engine.kill()
             raise KeyboardInterrupt
         state.asked = True

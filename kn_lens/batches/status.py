@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from kn_lens.batches.part import Manifest, PartRecord, Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,3 +60,36 @@ class Status:
     def failed(self) -> int:
         """Prompts at which the method failed."""
         return sum(share.failed for share in self.shares)
+
+
+def status_of(
+    manifest: Manifest, tasks: Sequence[Task], records: Mapping[int, PartRecord], holder: str | None
+) -> Status:
+    """How far a run is by its records; ``holder`` is the process that runs it."""
+    done: Counter[tuple[int, str]] = Counter()
+    failed: Counter[tuple[int, str]] = Counter()
+    dropped = {(data, variant): Counter[str]() for data in range(len(manifest.data)) for variant in manifest.variants}
+    for number, record in records.items():
+        task = tasks[number]
+        key = task.data, task.variant
+        done[key] += record.done
+        failed[key] += len(record.failed)
+        dropped[key].update(one.reason for one in record.dropped)
+    shares = [
+        Share(
+            data=manifest.data[key[0]].name,
+            variant=key[1],
+            prompts=manifest.data[key[0]].prompts,
+            done=done[key],
+            dropped=dict(reasons.most_common()),
+            failed=failed[key],
+        )
+        for key, reasons in dropped.items()
+    ]
+    return Status(
+        shares=tuple(shares),
+        pieces=len(tasks),
+        finished=len(records),
+        seconds=sum(record.seconds for record in records.values()),
+        holder=holder,
+    )

@@ -65,6 +65,12 @@ class Tasks:
                 f"the weights of {self.config.model} are not those that this run was planned with (hash {here[:12]}, "
                 f"there {there[:12]}); bring the model back, or begin a new run in another folder"
             )
+        device, planned = str(next(model.parameters()).device), str(self.manifest.provenance["device"])
+        if device.partition(":")[0] != planned.partition(":")[0]:
+            raise ModelError(
+                f"this run was planned on the device {planned}, and this worker computes on {device}: its pieces would "
+                f"not belong together; go on where there is such a device, or begin a new run in another folder"
+            )
         for entry, plan in zip(self._data, self.manifest.data, strict=True):
             if plan.kind == "edits" and open_source(entry, self.config.on_bad_row).sha256 != plan.sha256:
                 raise ModelError(f"the data {plan.name} are not those that this run was planned with; bring them back")
@@ -131,6 +137,8 @@ class Tasks:
         except OutputError:
             raise
         except Exception as error:
+            if "CUDA error" in str(error):  # of the device, not of a prompt; nothing that follows would be right
+                raise ModelError(f"the GPU failed ({' '.join(str(error).split())[:_LONGEST_ERROR]})") from error
             parts = piece.halves(self.method.whole_groups)
             if not parts:
                 said = " ".join(str(error).split())[:_LONGEST_ERROR] or type(error).__name__

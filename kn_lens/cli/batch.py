@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from kn_lens.batches.part import PartRecord
     from kn_lens.batches.read import BatchRun
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run.")]
@@ -56,9 +59,17 @@ def resume(
 
 def status(folder: Folder) -> None:
     """How far a run is; also while it is running."""
+    from kn_lens.batches.lock import holder_of
     from kn_lens.batches.read import BatchRun
+    from kn_lens.batches.store import Store
 
-    _tell(BatchRun(folder))
+    planned = Store(folder).exists()
+    holder = None if planned else holder_of(folder)
+    if holder is not None:
+        typer.echo(f"{folder}: being planned; running on {holder}")
+        return
+    found = BatchRun(folder)
+    _tell(found, found.store.records())
 
 
 def results(
@@ -71,8 +82,9 @@ def results(
     from kn_lens.batches.read import BatchRun
 
     found = BatchRun(folder)
-    status = found.status()
-    for path, rows in write_tables(found, out or folder / "results", csv=csv).items():
+    records = found.store.records()
+    status = found.status(records)
+    for path, rows in write_tables(found, out or folder / "results", csv=csv, records=records).items():
         typer.echo(f"{path}: {rows:,} rows")
     if not status.complete:
         typer.echo(
@@ -98,16 +110,18 @@ def _finish(folder: Path, work: Any) -> None:
     from kn_lens.batches.read import BatchRun
     from kn_lens.batches.run import Interrupted
 
+    go_on = f"kn-lens resume {shlex.quote(str(folder))}"
     try:
         found = work()
     except Interrupted:
-        _tell(BatchRun(folder))
-        typer.echo(f"stopped; go on with: kn-lens resume {folder}", err=True)
+        found = BatchRun(folder)
+        _tell(found, found.store.records())
+        typer.echo(f"stopped; go on with: {go_on}", err=True)
         raise typer.Exit(130) from None
     except KeyboardInterrupt:
-        typer.echo(f"\nstopped at once; what is finished is kept. Go on with: kn-lens resume {folder}", err=True)
+        typer.echo(f"\nstopped at once; what is finished is kept. Go on with: {go_on}", err=True)
         raise typer.Exit(130) from None
-    status = _tell(found)
+    status = _tell(found, found.store.records())
     if not status.complete:
         left = status.pieces - status.finished
         typer.secho(f"{left} pieces could not be computed: see {folder / 'log.txt'}", err=True, fg="red")
@@ -117,13 +131,13 @@ def _finish(folder: Path, work: Any) -> None:
         raise typer.Exit(1)
 
 
-def _tell(found: BatchRun) -> Any:
-    """Show how far a run is, and which prompts failed."""
+def _tell(found: BatchRun, records: Mapping[int, PartRecord]) -> Any:
+    """Show, by its records, how far a run is, and which prompts failed."""
     import pandas as pd
 
     from kn_lens.runs.console import show
 
-    status = found.status()
+    status = found.status(records)
     rows = []
     for share in status.shares:
         row: dict[str, Any] = {"data": share.data}
@@ -148,7 +162,7 @@ def _tell(found: BatchRun) -> Any:
                 typer.echo(f"  {problem}")
             if len(plan.skipped) > _SHOWN:
                 typer.echo(f"  and {len(plan.skipped) - _SHOWN} more, all in manifest.json")
-    for text in found.failures(_SHOWN):
+    for text in found.failures(_SHOWN, records):
         typer.secho(f"  {text}", fg="red")
     state = "complete" if status.complete else f"{status.finished} of {status.pieces} pieces"
     running = f"; running on {status.holder}" if status.holder else ""

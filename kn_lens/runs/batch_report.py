@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kn_lens.batches.part import PartRecord, Task
+from kn_lens.batches.part import LeftOut, PartRecord, Task
 from kn_lens.batches.prompt_table import dropped_rows
 from kn_lens.batches.read import BatchRun, Share
 from kn_lens.batches.store import Store
@@ -43,7 +43,7 @@ def read_batch_report(folder: str | Path) -> BatchReport:
     Raises:
         OutputError: If the folder holds no run, a damaged one, or one of a newer kn_lens.
     """
-    run = BatchRun(folder)
+    run = _Run(folder)
     store = run.store = _Snapshot(run.folder)
     status, told = run.status(), _Told(run)
     sections = _Sections(run, status.shares, told)
@@ -86,6 +86,13 @@ def read_batch_report(folder: str | Path) -> BatchReport:
     )
 
 
+class _Run(BatchRun):
+    """A run whose results are not warned about: the page says itself how far it is."""
+
+    def _warn(self, what: str, prompts: int, still_open: int, failed: int) -> None:
+        pass
+
+
 class _Snapshot(Store):
     """A store as it was at one moment: a run goes on while its report is made. Damaged results are noted."""
 
@@ -120,9 +127,16 @@ class _Told:
         for number, record in sorted(run.store.records().items()):
             task = tasks[number]
             for kept, said in ((self.dropped, record.dropped), (self.failed, record.failed)):
-                kept[task.data, task.variant] += [
-                    (one.prompt, Dropped(text=one.text, reason=one.reason)) for one in said
-                ]
+                if said:
+                    left_out = zip((one.prompt for one in said), self._named(task, said), strict=True)
+                    kept[task.data, task.variant] += left_out
+
+    def _named(self, task: Task, said: Sequence[LeftOut]) -> list[Dropped]:
+        """Prompts with their sources, as results name them; without, if the prompts cannot be read."""
+        try:
+            return self.run.without_result(task, said)
+        except OutputError:
+            return [Dropped(text=one.text, reason=one.reason) for one in said]
 
     def left_out_of(self, data: int, variants: Iterable[str]) -> list[Dropped]:
         """Prompts that the method left out, each once though several variants did."""

@@ -50,8 +50,6 @@ def test_two_workers_of_ray_leave_the_same_bytes(undisturbed, tmp_path):
     pytest.importorskip("ray", reason="Ray is not installed")
     other = kn.run(CONFIG, tmp_path / "ray", engine="ray", workers=2, progress=False)
     assert table_bytes(other, tmp_path / "b") == table_bytes(undisturbed, tmp_path / "a")
-    workers = {record.worker for record in other.store.records().values()}
-    assert len(workers) == 2
     assert "2 workers (ray)" in (other.folder / "log.txt").read_text()
 
 
@@ -166,3 +164,67 @@ def test_other_weights_are_refused(tmp_path, organism):
     make_plan(folder, CONFIG, progress=False)
     with pytest.raises(kn.ModelError, match="are not those that this run was planned with"):
         Tasks(folder, lambda: organism("tiny-masked")).do(0)
+
+
+@pytest.fixture
+def small(tmp_path) -> kn.BatchRun:
+    """A finished run of its own, to be damaged."""
+    config = {**CONFIG, "method": "max_activation", "settings": {}}
+    return kn.run(config, tmp_path / "small", workers=1, progress=False)
+
+
+def parts_of(run: kn.BatchRun) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(run.store.parts.glob("part-*"))}
+
+
+def test_a_damaged_manifest_lets_no_other_run_take_the_folder(small):
+    parts, file = parts_of(small), (small.folder / "run.yaml").read_bytes()
+    manifest = small.folder / "manifest.json"
+    whole = manifest.read_bytes()
+    manifest.write_bytes(whole[:-50])
+    prompts = (small.folder / "prompts.parquet").read_bytes()
+    other = {**CONFIG, "method": "max_activation", "settings": {}, "data": {"name": "P36", "groups": 9, "prompts": 1}}
+    with pytest.raises(OutputError, match="holds finished parts of a run with other settings"):
+        kn.run(other, small.folder, workers=1, progress=False)
+    assert parts_of(small) == parts
+    assert (small.folder / "run.yaml").read_bytes() == file
+    assert (small.folder / "prompts.parquet").read_bytes() == prompts
+    again = kn.resume(small.folder, workers=1, progress=False)
+    assert parts_of(again) == parts
+    assert json.loads(manifest.read_text())["run"] == json.loads(whole)["run"]
+    assert not [path.name for path in small.folder.iterdir() if path.name.startswith(".")]
+
+
+def test_lost_files_of_prompts_are_planned_anew(small, caplog):
+    parts = parts_of(small)
+    (small.folder / "dropped.parquet").unlink()
+    with caplog.at_level(logging.WARNING):
+        again = kn.resume(small.folder, workers=1, progress=False)
+    assert "dropped.parquet is missing or damaged; the run is planned anew" in caplog.text
+    assert parts_of(again) == parts
+    assert len(again.result(variant="mlp").prompts) == 10
+
+
+def test_a_run_file_edited_in_the_folder_is_told_and_not_followed(small, caplog):
+    file = small.folder / "run.yaml"
+    file.write_text(file.read_text().replace('"seed": 0', '"seed": 9'))
+    with caplog.at_level(logging.WARNING):
+        kn.resume(small.folder, workers=1, progress=False)
+    assert "was changed (seed (there 0, here 9)); the run goes on as it was planned" in caplog.text
+
+
+def test_another_kind_of_device_is_refused(small, organism):
+    manifest = small.store.manifest()
+    moved = manifest.model_copy(update={"provenance": {**manifest.provenance, "device": "cuda:0"}})
+    small.store.write_manifest(moved)
+    with pytest.raises(kn.ModelError, match="planned on the device cuda:0, and this worker computes on cpu"):
+        Tasks(small.folder, lambda: organism("tiny-causal")).do(0)
+
+
+def test_the_last_prompts_look_for_twins_among_those_before():
+    from kn_lens.batches.plan import _windows
+
+    assert [len(window) for window in _windows(range(9), 4)] == [4, 5]
+    assert [len(window) for window in _windows(range(8), 4)] == [4, 4]
+    assert [len(window) for window in _windows(range(3), 4)] == [3]
+    assert [len(window) for window in _windows(range(0), 4)] == []
