@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+
+from kn_lens.batches.lock import RunLock
 
 KN_LENS = str(Path(sys.executable).with_name("kn-lens"))
 
@@ -60,6 +63,23 @@ def test_status_of_a_finished_run_is_told_without_a_lock(folder):
     row = next(line for line in told.stdout.splitlines() if "P36" in line)
     assert row.split() == ["P36", "resid", "6", "6", "0", "0", "0"]
     assert {path: path.stat().st_mtime_ns for path in (folder / "runs/small").rglob("*")} == before
+
+
+def test_tables_that_cannot_be_written_are_put_elsewhere(folder):
+    (folder / "taken").write_text("mine")
+    told = kn_lens("results", "runs/small", "--out", "taken", cwd=folder)
+    assert told.returncode == 2
+    assert told.stderr == "error: cannot write tables into taken: File exists; name another folder: --out FOLDER\n"
+
+
+def test_status_of_a_run_that_is_being_planned_names_who_plans_it(tmp_path):
+    with RunLock(tmp_path / "run"):
+        told = kn_lens("status", "run", cwd=tmp_path)
+    assert told.returncode == 0, told.stderr
+    assert re.fullmatch(rf"run: being planned; running on \S+, process {os.getpid()}, since \S+\n", told.stdout)
+    after = kn_lens("status", "run", cwd=tmp_path)
+    assert after.returncode == 2
+    assert "holds no planned run" in after.stderr
 
 
 def test_a_finished_run_is_not_computed_again(folder):
@@ -129,21 +149,21 @@ def test_init_lists_its_examples_and_prints_one(tmp_path):
 
 def test_ctrl_c_ends_after_the_pieces_in_hand_and_resume_goes_on(tmp_path):
     (tmp_path / "long.yaml").write_text(FILE.replace("groups: 6", "groups: 60").replace("samples: 2", "samples: 10"))
-    command = [KN_LENS, "run", "long.yaml", "--workers", "1"]
+    command = [KN_LENS, "run", "long.yaml", "--workers", "1", "--out", "runs/a long one"]
     process = subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    parts = tmp_path / "runs/long/parts"
+    parts = tmp_path / "runs/a long one/parts"
     until = time.monotonic() + 120
     while len(list(parts.glob("part-*.json"))) < 2 and time.monotonic() < until:
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGINT)
     out, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
-    assert "go on with: kn-lens resume runs/long" in errors
+    assert "go on with: kn-lens resume 'runs/a long one'" in errors
     done = len(list(parts.glob("part-*.json")))
     assert 2 <= done < 30
     assert f"{done} of 30 pieces" in out
-    rest = kn_lens("resume", "runs/long", cwd=tmp_path)
+    rest = kn_lens("resume", "runs/a long one", cwd=tmp_path)
     assert rest.returncode == 0, rest.stderr
-    assert f"begins with {30 - done} of 30 pieces" in (tmp_path / "runs/long/log.txt").read_text()
+    assert f"begins with {30 - done} of 30 pieces" in (tmp_path / "runs/a long one/log.txt").read_text()

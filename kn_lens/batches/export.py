@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -52,7 +52,7 @@ def write_tables(
 
 
 @contextlib.contextmanager
-def _whole_files(out: Path, paths: list[Path]) -> Iterator[list[IO[bytes]]]:
+def _whole_files(out: Path, paths: Sequence[Path]) -> Iterator[Sequence[IO[bytes]]]:
     """Files to write into, which get their names, once they are on the disk, when the block ends well."""
     temporary = [path.with_name(temporary_name(path.name)) for path in paths]
     try:
@@ -100,7 +100,7 @@ def _arranged(table: pd.DataFrame, schema: pa.Schema) -> pa.Table:
     return pa.table(columns, schema=schema)
 
 
-def _write(files: list[IO[bytes]], tables: Iterator[pd.DataFrame], schema: pa.Schema) -> int:
+def _write(files: Sequence[IO[bytes]], tables: Iterator[pd.DataFrame], schema: pa.Schema) -> int:
     """Write tables one after another, as parquet into the first file and as CSV into the second, if there is one."""
     import pyarrow.parquet as pq
 

@@ -34,13 +34,15 @@ _GRACE = 5.0
 
 @dataclass(eq=False)
 class _Hired:
-    """A worker's process: ``ready`` once its model is loaded, then busy with ``task`` or idle."""
+    """A worker's process: ``ready`` once its model is loaded, then busy with ``task`` or idle; ``ended`` once it has
+    ended and all that it said is heard."""
 
     process: BaseProcess
     pipe: Connection
     place: int
     ready: bool = False
     task: int | None = None
+    ended: bool = False
 
 
 class LocalEngine:
@@ -128,7 +130,7 @@ class LocalEngine:
                             self._pass_on(one, value)
                         elif kind == FAILED:
                             raise value.again()
-                    if one.process.exitcode is not None:
+                    if one.ended:
                         self._staff.remove(one)
                         one.pipe.close()
                         if self._killed:
@@ -207,7 +209,7 @@ class LocalEngine:
         self._staff.append(one)
         grace = 0.0
         try:
-            while process.exitcode is None:
+            while not one.ended:
                 for each in self._with_news():
                     for kind, value in _news(each):
                         if kind == DONE:
@@ -222,7 +224,7 @@ class LocalEngine:
 
 
 def _news(one: _Hired) -> Iterator[tuple[str, Any]]:
-    """What a worker has said; at the end of its pipe its process is ended too."""
+    """What a worker has said, and whether it has ended; at the end of its pipe its process is ended too."""
     ended = one.process.exitcode is not None  # looked at first: what it said before its end is then in the pipe
     try:
         while one.pipe.poll():
@@ -234,6 +236,7 @@ def _news(one: _Hired) -> Iterator[tuple[str, Any]]:
         if one.process.exitcode is None:
             one.process.kill()
             one.process.join(_GRACE)
+        one.ended = one.process.exitcode is not None
 
 
 def _start(target: Callable[..., None], threads: int, *args: Any) -> tuple[BaseProcess, Any]:

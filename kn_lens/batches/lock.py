@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -60,8 +61,10 @@ class RunLock:
         descriptor, self._descriptor = self._descriptor, None
         if descriptor in _held:  # not so in a forked child, whose copy is closed
             _held.discard(descriptor)
-            os.ftruncate(descriptor, 0)
-            os.close(descriptor)
+            with contextlib.suppress(OSError):  # a holder that is still named does no harm: the lock itself is free
+                os.ftruncate(descriptor, 0)
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
 
     def _take(self, descriptor: int, path: Path) -> None:
         for tries_left in reversed(range(_TRIES)):

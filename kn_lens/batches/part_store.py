@@ -1,19 +1,20 @@
-"""The parts of a run on the disk: written so that a reader sees a whole one or none, checked, read back."""
+"""The parts of a run on the disk: written so that a reader sees a whole one or none, and checked."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import shlex
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kn_lens.batches.durable import cannot_write, canonical, sha256_of, stage, sync_folder
+from kn_lens.batches.durable import Staged, cannot_write, canonical, sha256_of, stage, sync_folder
+from kn_lens.batches.index import Stamp, stamp_of
 from kn_lens.batches.part import LeftOut, Manifest, PartRecord, Task, read_record
-from kn_lens.batches.part_files import read_result, read_table, write_result, write_table
+from kn_lens.batches.part_files import write_result, write_table
 from kn_lens.errors import OutputError
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PARTS = "parts"
-_TABLE, _RESULT, _RECORD = ".parquet", ".safetensors", ".json"
-_TRIES = 3
+TABLE, RESULT, _RECORD = ".parquet", ".safetensors", ".json"
+TRIES = 3
 
 
 class PartStore(ABC):
@@ -59,7 +60,9 @@ class PartStore(ABC):
     ) -> PartRecord:
         """Write a part: all under temporary names first, so that a part that it replaces is kept if the disk is full.
 
-        Workers may call it at the same time, for the same task too: one that finds the same part leaves it as it is.
+        A whole part that it replaces is there until the new one is, whenever the process dies; and one that does a
+        prompt that the new one does not do is kept. Workers may call it at the same time, for the same task too: one
+        that finds the same part leaves it as it is.
 
         Args:
             task: Whose part.
@@ -72,21 +75,31 @@ class PartStore(ABC):
             seconds: How long it took.
             worker: ``host:pid``.
 
+        Returns:
+            The record of the part that is there now: of this one, or of the one that is kept.
+
         Raises:
             OutputError: If it cannot be written.
         """
-        number = _number(task)
+        number = number_of(task)
+        path = self._path(number, _RECORD)
         self.make_parts()
-        for _ in range(_TRIES):
+        for _ in range(TRIES):
             contents = []
             if table is not None and len(table):
-                contents.append((_TABLE, lambda file: write_table(file, table)))
+                contents.append((TABLE, lambda file: write_table(file, table)))
             if result is not None:
-                contents.append((_RESULT, lambda file: write_result(file, result)))
-            staged = []
+                contents.append((RESULT, lambda file: write_result(file, result)))
+            staged: list[Staged] = []
             try:
                 for suffix, write in contents:
                     staged.append(stage(self._path(number, suffix), write, self.folder))
+                replaces = path.exists()
+                old = self.record(number)
+                if old is not None and self.problem(number) is not None:
+                    old = None
+                if old is not None:
+                    staged = [replace(one, path=self._beside(old, one)) for one in staged]
                 record = PartRecord(
                     run=self.manifest().run,
                     task=number,
@@ -99,24 +112,24 @@ class PartStore(ABC):
                     worker=worker,
                     finished=now(),
                 ).sealed()
-                path, text = self._path(number, _RECORD), canonical(record.model_dump(mode="json"))
-                replaces = path.exists()
-                known = self.record(number)
-                if known is not None and known.says_the_same(record) and self.problem(number) is None:
-                    return known
+                if old is not None and (old.says_the_same(record) or not _left_out(record) <= _left_out(old)):
+                    return old
+                text = canonical(record.model_dump(mode="json"))
                 staged.append(stage(path, lambda file, text=text: file.write(text), self.folder))
-                if replaces:  # else one that another worker has just written is not taken away again
+                if old is None and replaces:  # else one that another worker has just written is not taken away again
                     self._make_room(number, record)
                 *files, last = staged
                 if all([one.place() for one in files]):
                     sync_folder(self.parts, self.folder)
-                    if last.place():
+                    if self._has_files(record) and last.place():
                         sync_folder(self.parts, self.folder)
-                        return record
+                        self._remove_unnamed(number, () if old is None else old.files)
+                        if self._has_files(record):
+                            return record
             finally:
                 for one in staged:
                     one.discard()
-            log.debug("the temporary files of part %d were tidied up while it was written; it is written again", number)
+            log.debug("the files of part %d were tidied up while it was written; it is written again", number)
         raise OutputError(
             f"cannot write {path}: its temporary files vanish; see that no one else cleans up {self.parts}"
         )
@@ -127,9 +140,11 @@ class PartStore(ABC):
         Raises:
             OutputError: If it cannot be removed.
         """
-        number = _number(task)
+        number = number_of(task)
+        record = self.record(number)
+        others = [] if record is None else [self.parts / name for name in record.files]
         self._unlink(self._path(number, _RECORD))
-        self._unlink(self._path(number, _TABLE), self._path(number, _RESULT))
+        self._unlink(self._path(number, TABLE), self._path(number, RESULT), *others)
 
     def record(self, task: Task | int) -> PartRecord | None:
         """The record of a part; None if there is no valid one (:meth:`problem` says why).
@@ -137,7 +152,7 @@ class PartStore(ABC):
         Raises:
             OutputError: If a newer kn_lens wrote it.
         """
-        found = self._read_record(_number(task))
+        found = self._read_record(number_of(task))
         return found if isinstance(found, PartRecord) else None
 
     def problem(self, task: Task | int, record: PartRecord | None = None) -> str | None:
@@ -150,48 +165,40 @@ class PartStore(ABC):
         Raises:
             OutputError: If a newer kn_lens wrote it.
         """
-        number = _number(task)
+        number = number_of(task)
         found = self._read_record(number)
-        if isinstance(found, str):
-            return found
-        if record is not None and not record.says_the_same(found):
-            return f"{self._path(number, _RECORD).name} is not the record that the index has"
-        for name, file in found.files.items():
-            try:
-                size = (self.parts / name).stat().st_size
-                if size != file.bytes:
-                    return f"{name} has {size} bytes, not {file.bytes}"
-                if sha256_of(self.parts / name) != file.sha256:
-                    return f"{name} is damaged (its SHA-256 is another)"
-            except FileNotFoundError:
-                return f"{name} is missing"
-            except (OSError, OutputError) as error:
-                return f"{name} cannot be read ({error})"
-        return None
+        while True:
+            said = self._problem(found, record)
+            if said is None or isinstance(found, str):
+                return said
+            before, found = found, self._read_record(number)
+            if found == before:  # else the part was replaced between its record and its files
+                return said
 
-    def table(self, task: Task | int) -> pd.DataFrame | None:
-        """The rows of a part; None if it is not done or has none.
-
-        Raises:
-            OutputError: If it is damaged.
-        """
-        raw = self._bytes(_number(task), _TABLE)
-        return None if raw is None else read_table(raw)
-
-    def result(self, task: Task | int) -> Result | None:
-        """The result of a part; None if it is not done or has none.
-
-        Raises:
-            OutputError: If it is damaged, or another version's.
-        """
-        raw = self._bytes(_number(task), _RESULT)
-        return None if raw is None else read_result(raw, self._path(_number(task), _RESULT))
+    def _beside(self, old: PartRecord, file: Staged) -> Path:
+        """A file's place in a part that replaces a whole one: in no other file's, by a name that tells its content."""
+        for name, known in old.files.items():
+            if known == file.record and name.endswith(file.path.suffix):
+                return self.parts / name
+        return file.path.with_suffix(f".{file.record.sha256[:16]}{file.path.suffix}")
 
     def _make_room(self, number: int, record: PartRecord) -> None:
-        """Before new files: no reader may see an old record beside them, nor an old file that they do not replace."""
+        """Before new files: no reader may see a damaged record beside them, nor old files that they do not replace."""
+        old = self.record(number)
+        names = {} if old is None else old.files
+        others = [self._path(number, suffix) for suffix in (TABLE, RESULT)] + [self.parts / name for name in names]
         self._unlink(self._path(number, _RECORD))
-        others = (self._path(number, suffix) for suffix in (_TABLE, _RESULT))
         self._unlink(*(path for path in others if path.name not in record.files))
+
+    def _remove_unnamed(self, number: int, names: Iterable[str]) -> None:
+        """Remove those files of a finished part that its record, as it is now, does not name."""
+        record = self.record(number) if names else None
+        if record is not None:
+            self._unlink(*(self.parts / name for name in names if name not in record.files))
+
+    def _has_files(self, record: PartRecord) -> bool:
+        """Whether all files of a part are there: another process may have tidied up some that no record named yet."""
+        return all((self.parts / name).exists() for name in record.files)
 
     def _unlink(self, *paths: Path) -> None:
         there = [path for path in paths if path.exists()]
@@ -215,9 +222,16 @@ class PartStore(ABC):
 
     def _read_record(self, number: int) -> PartRecord | str:
         """A part's record, or why there is none."""
+        found = self._stamped_record(number)
+        return found if isinstance(found, str) else found[1]
+
+    def _stamped_record(self, number: int) -> tuple[Stamp, PartRecord] | str:
+        """A part's record with the stamp of its file, or why there is none."""
         path = self._path(number, _RECORD)
         try:
-            record = read_record(path.read_bytes(), str(path))
+            with open(path, "rb") as file:
+                stamp = stamp_of(os.fstat(file.fileno()))
+                record = read_record(file.read(), str(path))
         except FileNotFoundError:
             return f"{path.name} is missing"
         except OSError as error:
@@ -230,30 +244,35 @@ class PartStore(ABC):
             return f"{path.name} is of another run ({record.run}, not {self.manifest().run})"
         if record.task != number:
             return f"{path.name} is of task {record.task}, not {number}"
-        return record
+        return stamp, record
 
-    def _bytes(self, number: int, suffix: str) -> bytes | None:
-        path = self._path(number, suffix)
-        why = ""
-        for _ in range(_TRIES):  # between the record and the file, a part may have been replaced
-            record = self.record(number)
-            file = None if record is None else record.files.get(path.name)
-            if file is None:
-                return None
+    def _problem(self, found: PartRecord | str, record: PartRecord | None) -> str | None:
+        if isinstance(found, str):
+            return found
+        if record is not None and not record.says_the_same(found):
+            return f"{self._path(found.task, _RECORD).name} is not the record that the index has"
+        for name, file in found.files.items():
             try:
-                raw = path.read_bytes()
-            except OSError as error:
-                why = error.strerror or str(error)
-                continue
-            if hashlib.sha256(raw).hexdigest() == file.sha256:
-                return raw
-            why = "its SHA-256 is another"
-        resume = f"`kn-lens resume {shlex.quote(str(self.folder))}`"
-        raise OutputError(f"{path} is damaged ({why}): {resume} makes it again")
+                size = (self.parts / name).stat().st_size
+                if size != file.bytes:
+                    return f"{name} has {size} bytes, not {file.bytes}"
+                if sha256_of(self.parts / name) != file.sha256:
+                    return f"{name} is damaged (its SHA-256 is another)"
+            except FileNotFoundError:
+                return f"{name} is missing"
+            except (OSError, OutputError) as error:
+                return f"{name} cannot be read ({error})"
+        return None
 
 
-def _number(task: Task | int) -> int:
+def number_of(task: Task | int) -> int:
+    """The number of a task."""
     return task if isinstance(task, int) else task.number
+
+
+def _left_out(record: PartRecord) -> set[int]:
+    """The prompts of a part that have no result."""
+    return {one.prompt for one in (*record.dropped, *record.failed)}
 
 
 def now() -> str:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kn_lens.batches.config import RunConfig
+from kn_lens.batches.left_out import all_left_out
 from kn_lens.batches.lock import holder_of
 from kn_lens.batches.methods import method_named
 from kn_lens.batches.methods.method import with_texts
@@ -97,9 +97,9 @@ class BatchRun:
         """
         for task, record in self._finished(records):
             if record.files:
-                table = self.store.table(task.number)
-                if table is not None:
-                    yield self._named(task, table)
+                whole = self.store.whole_table(task.number)
+                if whole is not None and whole[1] is not None:
+                    yield self._named(task, whole[1])
 
     def frame(self) -> pd.DataFrame:
         """All of :meth:`tables`.
@@ -138,8 +138,7 @@ class BatchRun:
             if result is not None and numbers_of_none is not None:
                 done = [at for at in range(first, len(rows)) if rows[at]["state"] == DONE]
                 frame = result.prompts_frame()[list(numbers_of_none.columns)]
-                if len(frame) == len(done):
-                    measured.append(frame.set_axis(done, axis="index"))
+                measured.append(frame.set_axis(done, axis="index"))
             if len(rows) >= _ROWS:
                 yield _prompts_table(rows, measured, numbers_of_none)
                 rows, measured = [], []
@@ -180,7 +179,8 @@ class BatchRun:
                 continue
             still_open -= record.prompts
             failed += len(record.failed)
-            left_out += self._left_out(task, record, part)
+            said = [*record.dropped, *(one for one in record.failed if self.method.is_failure(one.reason))]
+            left_out += all_left_out(said, getattr(part, "dropped", ()), partial(self.without_result, task))
             if part is not None:
                 results.append(part)
         if not results:
@@ -210,27 +210,6 @@ class BatchRun:
             Dropped(text=one.text, reason=one.reason, source=found[one.prompt - task.first]["source"]) for one in said
         ]
 
-    def _left_out(self, task: Task, record: PartRecord, part: Result | None) -> list[Dropped]:
-        """What a piece left out, in the order of its prompts: those that its record names, which its result may not
-        know of, and what only the result tells (questions about an edit).
-        """
-        said = [*record.dropped, *(one for one in record.failed if self.method.is_failure(one.reason))]
-        unmatched: dict[tuple[str, str], list[LeftOut]] = defaultdict(list)
-        for one in sorted(said, key=lambda one: one.prompt):
-            unmatched[one.text, one.reason].append(one)
-        found: list[tuple[int, Dropped]] = []
-        others: list[Dropped] = []  # they stay before the prompt that the result tells next
-        for entry in getattr(part, "dropped", ()):
-            others.append(entry)
-            same = unmatched.get((entry.text, entry.reason))
-            if same:
-                at = same.pop(0).prompt
-                found += [(at, one) for one in others]
-                others = []
-        missing = [one for left in unmatched.values() for one in left]
-        found += zip((one.prompt for one in missing), self.without_result(task, missing), strict=True)
-        return [*(entry for _, entry in sorted(found, key=lambda one: one[0])), *others]
-
     def _warn(self, what: str, prompts: int, still_open: int, failed: int) -> None:
         """Tell that a result is not of all prompts."""
         told = [f"{still_open} of {prompts} prompts are open"] if still_open else []
@@ -245,7 +224,7 @@ class BatchRun:
         """The record of a piece and its result, which belong together; the one given if no result is to be read."""
         if record is None or not record.done or not read:
             return record, None
-        return record, self.store.result(task.number)
+        return self.store.whole(task.number) or (None, None)
 
     def _finished(self, records: Mapping[int, PartRecord] | None = None) -> Iterator[tuple[Task, PartRecord]]:
         records = self.store.records() if records is None else records

@@ -107,10 +107,10 @@ class _Snapshot(Store):
             self._records = super().records()
         return self._records
 
-    def result(self, task: Task | int) -> Result | None:
-        """The result of a part; None of one that is damaged, too: the others can still be shown."""
+    def whole(self, number: int) -> tuple[PartRecord, Result | None] | None:
+        """A part's record and result; None of one that is damaged, too: the others can still be shown."""
         try:
-            return super().result(task)
+            return super().whole(number)
         except OutputError as error:
             self.damaged.append(str(error))
             return None

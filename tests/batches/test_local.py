@@ -275,3 +275,24 @@ def test_plans_in_a_process_of_its_own(tmp_path):
     plan = (tmp_path / "plan.json").read_text()
     assert '"config": {"model": "m"}, "threads": "1"' in plan
     assert f'"pid": {os.getpid()}' not in plan
+
+
+class Late(LocalEngine):
+    """Looks for news at the worst moment: the child speaks and ends right after the first look."""
+
+    looks = 0
+
+    def _with_news(self):
+        self.looks += 1
+        if self.looks == 1:
+            self._staff[0].process.join()
+            return []
+        return super()._with_news()
+
+
+def test_what_a_child_said_before_its_end_is_heard(tmp_path):
+    with Late(1, 1, "cpu", planner=PLAN) as opened:
+        opened.plan(tmp_path, {"model": "m"}, progress=False)
+    assert '"model": "m"' in (tmp_path / "plan.json").read_text()
+    with Late(1, 1, "cpu", planner=PLAN) as opened, pytest.raises(OutputError, match=r"^planning was ended by SIGKILL"):
+        opened.plan(tmp_path, {"die": True}, progress=False)

@@ -124,6 +124,18 @@ while True:
             looking.kill()
 
 
+def test_leaving_does_not_hide_the_error_inside(tmp_path):
+    def lose_it():
+        with RunLock(tmp_path) as lock:
+            os.close(lock._descriptor)  # as if its file system had gone away
+            raise KeyError("the real one")
+
+    with pytest.raises(KeyError, match="the real one"):
+        lose_it()
+    with RunLock(tmp_path):
+        pass
+
+
 def test_read_only_folder(tmp_path):
     with mounted(tmp_path / "small", "size=64k") as folder:
         with RunLock(folder):

@@ -65,9 +65,9 @@ def main() -> int:
             found = fault(bench)
         except NotTried as error:
             lines.append(_line(name, "0", *["–"] * 4, f"not tried: {error}"))
-        except AssertionError as error:
+        except Exception as error:  # the others are done none the less
             good = False
-            _say(f"FAILED: {error}")
+            _say(f"FAILED: {type(error).__name__}: {error}")
             lines.append(_line(name, "?", *["?"] * 4, f"**FAILED**: {' '.join(str(error).split())[:300]}"))
         else:
             rows = [found] if isinstance(found, Row) else found
