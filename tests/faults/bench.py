@@ -102,7 +102,7 @@ class Session:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
-                preexec_fn=before,
+                preexec_fn=lambda: _fresh(before),
             )
         self.reader = Reader(folder)
 
@@ -180,6 +180,14 @@ class Session:
         self.process.wait()
         _, alive = psutil.wait_procs(family, timeout=20)
         assert not alive, f"{len(alive)} processes outlive the one that started them"
+
+
+def _fresh(also: Callable[[], None] | None) -> None:
+    """In a new process: heed the signals that whoever started the campaign may have had it ignore (nohup does)."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    if also is not None:
+        also()
 
 
 class Reader:
