@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from kn_lens.batches.lock import RunLock
+from kn_lens.batches.storage.lock import RunLock
 
 KN_LENS = str(Path(sys.executable).with_name("kn-lens"))
 

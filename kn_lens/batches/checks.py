@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from kn_lens.batches.config import RunConfig, decisive
-from kn_lens.batches.durable import sha256_of
-from kn_lens.batches.part import Manifest, read_record
 from kn_lens.batches.prompt_table import DROPPED, PROMPTS
 from kn_lens.batches.source import open_source, placed
+from kn_lens.batches.storage.durable import sha256_of
+from kn_lens.batches.storage.part import Manifest, read_record
 from kn_lens.errors import OutputError
 
 log = logging.getLogger(__name__)

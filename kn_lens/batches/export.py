@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from kn_lens.batches.durable import sync_folder, temporary_name
-from kn_lens.batches.part import PartRecord
 from kn_lens.batches.read import BatchRun
+from kn_lens.batches.storage.durable import sync_folder, temporary_name
+from kn_lens.batches.storage.part import PartRecord
 from kn_lens.errors import OutputError
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
-from kn_lens.batches.part import LeftOut
+from kn_lens.batches.storage.part import LeftOut
 from kn_lens.prompts.prompt import Dropped
 
 

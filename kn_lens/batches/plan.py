@@ -17,12 +17,12 @@ from typing import IO, Any
 
 from kn_lens.batches.checks import check_parts
 from kn_lens.batches.config import DataEntry, RunConfig, decisive
-from kn_lens.batches.durable import Staged, canonical, stage, sync_folder
 from kn_lens.batches.methods import Method, method_named
-from kn_lens.batches.part import FORMAT, DataPlan, Manifest
 from kn_lens.batches.prompt_table import DROPPED, PROMPTS, PromptWriter
 from kn_lens.batches.source import Source, open_source
-from kn_lens.batches.store import Store
+from kn_lens.batches.storage.durable import Staged, canonical, stage, sync_folder
+from kn_lens.batches.storage.part import FORMAT, DataPlan, Manifest
+from kn_lens.batches.storage.store import Store
 from kn_lens.errors import NothingLeft, OutputError, PromptError
 from kn_lens.progress import progress_bar
 from kn_lens.prompts.prompt import Dropped, Prompt

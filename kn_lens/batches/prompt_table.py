@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kn_lens.batches.durable import sha256_of
+from kn_lens.batches.storage.durable import sha256_of
 from kn_lens.errors import OutputError
 from kn_lens.prompts.prompt import Dropped, Prompt
 

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from kn_lens.batches.config import RunConfig
 from kn_lens.batches.left_out import all_left_out
-from kn_lens.batches.lock import holder_of
 from kn_lens.batches.methods import method_named
 from kn_lens.batches.methods.method import with_texts
-from kn_lens.batches.part import LeftOut, Manifest, PartRecord, Task
 from kn_lens.batches.prompt_table import PromptReader, dropped_rows
 from kn_lens.batches.status import Share, Status, status_of
-from kn_lens.batches.store import Store
+from kn_lens.batches.storage.lock import holder_of
+from kn_lens.batches.storage.part import LeftOut, Manifest, PartRecord, Task
+from kn_lens.batches.storage.store import Store
 from kn_lens.errors import OutputError, SettingsError, near_matches
 from kn_lens.prompts.prompt import Dropped, Prompt
 

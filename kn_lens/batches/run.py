@@ -21,13 +21,13 @@ from typing import Any
 from kn_lens._version import __version__
 from kn_lens.batches.checks import RUN_FILE, check_free, check_same, differences, whole_prompts
 from kn_lens.batches.config import RunConfig
-from kn_lens.batches.durable import write_durably
-from kn_lens.batches.engine import Engine, engine_named
-from kn_lens.batches.lock import RunLock
-from kn_lens.batches.part import Manifest, PartRecord
+from kn_lens.batches.engines.engine import Engine, engine_named
 from kn_lens.batches.read import BatchRun
 from kn_lens.batches.run_file import read_run_file
-from kn_lens.batches.store import DamagedManifest, Store
+from kn_lens.batches.storage.durable import write_durably
+from kn_lens.batches.storage.lock import RunLock
+from kn_lens.batches.storage.part import Manifest, PartRecord
+from kn_lens.batches.storage.store import DamagedManifest, Store
 from kn_lens.errors import KnLensError, SettingsError
 from kn_lens.progress import progress_bar
 

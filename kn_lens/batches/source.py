@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from kn_lens.batches.config import DataEntry
-from kn_lens.batches.durable import sha256_of
+from kn_lens.batches.storage.durable import sha256_of
 from kn_lens.errors import DataError, PromptError, SettingsError
 from kn_lens.prompts.jsonl import Problem
 from kn_lens.prompts.prompt import Dropped, Prompt

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from kn_lens.batches.part import Manifest, PartRecord, Task
+from kn_lens.batches.storage.part import Manifest, PartRecord, Task
 
 
 @dataclass(frozen=True, kw_only=True)

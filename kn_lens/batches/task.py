@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from kn_lens.batches.config import RunConfig
 from kn_lens.batches.methods import Work, method_named
-from kn_lens.batches.part import LeftOut, PartRecord, Task
 from kn_lens.batches.prompt_table import PromptReader, Twin
 from kn_lens.batches.source import open_source, placed
-from kn_lens.batches.store import Store
+from kn_lens.batches.storage.part import LeftOut, PartRecord, Task
+from kn_lens.batches.storage.store import Store
 from kn_lens.errors import ModelError, NothingLeft, OutputError
 from kn_lens.prompts.prompt import Dropped, Prompt
 

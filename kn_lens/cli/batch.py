@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from kn_lens.batches.part import PartRecord
     from kn_lens.batches.read import BatchRun
+    from kn_lens.batches.storage.part import PartRecord
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run.")]
 EngineName = Annotated[str, typer.Option("--engine", help="local (processes on this machine) or ray (a cluster).")]
@@ -59,9 +59,9 @@ def resume(
 
 def status(folder: Folder) -> None:
     """How far a run is; also while it is running."""
-    from kn_lens.batches.lock import holder_of
     from kn_lens.batches.read import BatchRun
-    from kn_lens.batches.store import Store
+    from kn_lens.batches.storage.lock import holder_of
+    from kn_lens.batches.storage.store import Store
 
     planned = Store(folder).exists()
     holder = None if planned else holder_of(folder)

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kn_lens.batches.part import LeftOut, PartRecord, Task
 from kn_lens.batches.prompt_table import dropped_rows
 from kn_lens.batches.read import BatchRun, Share
-from kn_lens.batches.store import Store
+from kn_lens.batches.storage.part import LeftOut, PartRecord, Task
+from kn_lens.batches.storage.store import Store
 from kn_lens.errors import OutputError
 from kn_lens.prompts.prompt import Dropped
 from kn_lens.report.batch_page import TAKEN, BatchReport

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kn_lens.batches.part import DataPlan, Manifest
-from kn_lens.batches.store import Store
+from kn_lens.batches.storage.part import DataPlan, Manifest
+from kn_lens.batches.storage.store import Store
 from kn_lens.prompts.prompt import Dropped
 from kn_lens.results import Result
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kn_lens.batches.durable import canonical, is_temporary, sha256_of, stage, temporary_name, write_durably
+from kn_lens.batches.storage.durable import canonical, is_temporary, sha256_of, stage, temporary_name, write_durably
 from kn_lens.errors import OutputError
 from tests.batches.faults import child, mounted, remount
 
@@ -20,7 +20,7 @@ NOBODY = 65534
 WRITE = """
 import os, sys
 from pathlib import Path
-from kn_lens.batches.durable import write_durably
+from kn_lens.batches.storage.durable import write_durably
 from kn_lens.errors import OutputError
 if sys.argv[3:]:  # Python itself may lie where that user cannot start it
     os.setgroups([])
@@ -213,7 +213,7 @@ def test_no_folder(tmp_path):
 KILLED = """
 import os, random, signal, sys, time
 from pathlib import Path
-from kn_lens.batches.durable import write_durably
+from kn_lens.batches.storage.durable import write_durably
 path = Path(sys.argv[1])
 chance = random.Random(0)
 for turn in range(int(sys.argv[2])):

@@ -13,10 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from kn_lens.batches.engine import Queue, cores, engine_named
-from kn_lens.batches.local import LocalEngine
-from kn_lens.batches.sharing import shared_folder
-from kn_lens.batches.worker import Failure
+from kn_lens.batches.engines.engine import Queue, cores, engine_named
+from kn_lens.batches.engines.local import LocalEngine
+from kn_lens.batches.engines.sharing import shared_folder
+from kn_lens.batches.engines.worker import Failure
 from kn_lens.errors import DataError, ModelError, NothingLeft, OutputError, SettingsError
 from tests.batches.toys import log_of, write_orders
 
@@ -27,7 +27,7 @@ PLAN = "tests.batches.toys:make_plan"
 SCRIPT = """
 import signal, sys
 from pathlib import Path
-from kn_lens.batches.local import LocalEngine
+from kn_lens.batches.engines.local import LocalEngine
 
 asked = []
 signal.signal(signal.SIGINT, lambda *_: asked.append("INT"))

@@ -10,14 +10,14 @@ import sys
 
 import pytest
 
-from kn_lens.batches.lock import RunLock, holder_of
+from kn_lens.batches.storage.lock import RunLock, holder_of
 from kn_lens.errors import OutputError
 from tests.batches.faults import mounted, remount
 
 HOLD = """
 import os, sys, time
 from pathlib import Path
-from kn_lens.batches.lock import RunLock
+from kn_lens.batches.storage.lock import RunLock
 with RunLock(Path(sys.argv[1])):
     if sys.argv[2:]:
         child = os.fork()
@@ -108,7 +108,7 @@ def test_looking_does_not_keep_a_run_from_starting(tmp_path):
     code = """
 import sys
 from pathlib import Path
-from kn_lens.batches.lock import holder_of
+from kn_lens.batches.storage.lock import holder_of
 print("looks", flush=True)
 while True:
     holder_of(Path(sys.argv[1]))

@@ -15,7 +15,7 @@ from tests.batches.toys import log_of, write_orders
 
 pytest.importorskip("ray", reason="ray is not installed (pip install 'kn-lens[ray]')")
 
-from kn_lens.batches.ray_engine import RayEngine, _Actor, _check_sees, _seen
+from kn_lens.batches.engines.ray_engine import RayEngine, _Actor, _check_sees, _seen
 
 TOYS = "tests.batches.toys:Toys"
 PLAN = "tests.batches.toys:make_plan"

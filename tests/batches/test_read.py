@@ -20,10 +20,10 @@ from kn_lens.batches.methods import METHODS
 from kn_lens.batches.methods.attribution import MaxActivationMethod
 from kn_lens.batches.methods.editing import EvaluateEditsMethod
 from kn_lens.batches.methods.tracing import CausalTraceMethod
-from kn_lens.batches.part import LeftOut
 from kn_lens.batches.plan import make_plan
 from kn_lens.batches.prompt_table import PromptReader
-from kn_lens.batches.store import Store
+from kn_lens.batches.storage.part import LeftOut
+from kn_lens.batches.storage.store import Store
 from kn_lens.batches.task import Tasks
 from kn_lens.criteria.cases import edit_cases
 from kn_lens.criteria.evaluation import FAILED

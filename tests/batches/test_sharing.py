@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kn_lens.batches import sharing
+from kn_lens.batches.engines import sharing
 from kn_lens.models.hashing import weights_hash
 from kn_lens.models.load import load_model
 
@@ -21,7 +21,7 @@ SCRIPT = """
 import os, signal, sys, time
 from pathlib import Path
 import torch
-from kn_lens.batches.sharing import load_shared
+from kn_lens.batches.engines.sharing import load_shared
 
 def load():
     with open(sys.argv[2], "a") as file:

@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 import torch
 
-from kn_lens.batches.durable import canonical
-from kn_lens.batches.index import stamp_of
-from kn_lens.batches.part import Task
-from kn_lens.batches.store import DamagedManifest, Store
+from kn_lens.batches.storage.durable import canonical
+from kn_lens.batches.storage.index import stamp_of
+from kn_lens.batches.storage.part import Task
+from kn_lens.batches.storage.store import DamagedManifest, Store
 from kn_lens.errors import OutputError
 from tests.batches.faults import child, mounted, remount
 from tests.batches.stores import flipped, manifest, result, store, table, write
@@ -232,7 +232,7 @@ def test_reading_writes_nothing(tmp_path):
 def test_light_to_import():
     code = """
         import sys
-        import kn_lens.batches.store, kn_lens.batches.lock
+        import kn_lens.batches.storage.store, kn_lens.batches.storage.lock
         print([name for name in ("torch", "pandas", "pyarrow", "safetensors", "transformers") if name in sys.modules])
     """
     assert child(code) == "[]"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from kn_lens.batches.durable import is_temporary
+from kn_lens.batches.storage.durable import is_temporary
 from tests.batches.faults import child
 from tests.batches.stores import names, result, store, table
 
@@ -19,7 +19,7 @@ KILLED = """
 import os, random, signal, sys, time
 import torch
 torch.set_num_threads(1)
-from kn_lens.batches.store import Store
+from kn_lens.batches.storage.store import Store
 from tests.batches.stores import result, table, write
 store = Store(sys.argv[1])
 parts = [(table(seed, 20 + 2 * seed), result(seed)) for seed in range(4)]
@@ -59,7 +59,7 @@ STEPS = """
 import os, signal, sys
 import torch
 torch.set_num_threads(1)
-from kn_lens.batches.store import Store
+from kn_lens.batches.storage.store import Store
 from tests.batches.stores import result, table, write
 store = Store(sys.argv[1])
 steps = []
@@ -123,7 +123,7 @@ def test_two_workers_with_the_same_part(store):
         import os, random, signal, sys, time
         import torch
         torch.set_num_threads(1)
-        from kn_lens.batches.store import Store
+        from kn_lens.batches.storage.store import Store
         from tests.batches.stores import result, table, write
         store = Store(sys.argv[1])
         rows, made = table(), result()

@@ -12,9 +12,9 @@ import pandas as pd
 import pytest
 import torch
 
-from kn_lens.batches.durable import canonical
-from kn_lens.batches.part import FileRecord, LeftOut
-from kn_lens.batches.store import Store
+from kn_lens.batches.storage.durable import canonical
+from kn_lens.batches.storage.part import FileRecord, LeftOut
+from kn_lens.batches.storage.store import Store
 from kn_lens.errors import OutputError
 from tests.batches.faults import child
 from tests.batches.stores import Measured, flipped, manifest, names, result, store, table, write
@@ -121,7 +121,7 @@ def test_tensors_that_share_memory(store):
 SAME = """
 import sys, os, time
 import numpy as np, pandas as pd, torch
-from kn_lens.batches.store import Store
+from kn_lens.batches.storage.store import Store
 from tests.batches.stores import table, result, write
 store = Store(sys.argv[1])
 rows = table()

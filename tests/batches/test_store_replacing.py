@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 import torch
 
-from kn_lens.batches.durable import temporary_name
-from kn_lens.batches.part import LeftOut, PartRecord
-from kn_lens.batches.store import Store
+from kn_lens.batches.storage.durable import temporary_name
+from kn_lens.batches.storage.part import LeftOut, PartRecord
+from kn_lens.batches.storage.store import Store
 from kn_lens.errors import OutputError
 from tests.batches.faults import mounted
 from tests.batches.stores import Measured, manifest, names, result, store, table, write

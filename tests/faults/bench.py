@@ -21,7 +21,7 @@ import psutil
 
 from kn_lens.batches.export import write_tables
 from kn_lens.batches.read import BatchRun
-from kn_lens.batches.store import Store
+from kn_lens.batches.storage.store import Store
 from kn_lens.errors import OutputError
 
 ROOT = Path(__file__).parents[2]

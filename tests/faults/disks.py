@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from kn_lens.batches.store import Store
+from kn_lens.batches.storage.store import Store
 from tests.faults.bench import SUPPRESS, Bench, NotTried, Row, damaged, gone, records_of, temporary_files
 
 _ROOM = "size=32m"

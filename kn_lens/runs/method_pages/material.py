@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from kn_lens.batches.part import DataPlan
 from kn_lens.batches.read import BatchRun
+from kn_lens.batches.storage.part import DataPlan
 from kn_lens.errors import OutputError
 from kn_lens.prompts.prompt import Dropped
 

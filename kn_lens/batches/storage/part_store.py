@@ -11,10 +11,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kn_lens.batches.durable import Staged, cannot_write, canonical, sha256_of, stage, sync_folder
-from kn_lens.batches.index import Stamp, stamp_of
-from kn_lens.batches.part import LeftOut, Manifest, PartRecord, Task, read_record
-from kn_lens.batches.part_files import write_result, write_table
+from kn_lens.batches.storage.durable import Staged, cannot_write, canonical, sha256_of, stage, sync_folder
+from kn_lens.batches.storage.index import Stamp, stamp_of
+from kn_lens.batches.storage.part import LeftOut, Manifest, PartRecord, Task, read_record
+from kn_lens.batches.storage.part_files import write_result, write_table
 from kn_lens.errors import OutputError
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import time
 from datetime import datetime
 from pathlib import Path
 
-from kn_lens.batches.durable import cannot_write
+from kn_lens.batches.storage.durable import cannot_write
 from kn_lens.errors import OutputError
 
 LOCK = "lock"

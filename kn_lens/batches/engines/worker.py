@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from kn_lens.batches import sharing
+from kn_lens.batches.engines import sharing
 from kn_lens.errors import KnLensError
 
 if TYPE_CHECKING:
-    from kn_lens.batches.part import PartRecord
+    from kn_lens.batches.storage.part import PartRecord
 
 READY, DONE, FAILED, LOG = "ready", "done", "failed", "log"
 """What a worker on this machine says of itself; each comes with a value."""
@@ -38,7 +38,7 @@ class Job:
 
     Attributes:
         folder: The run's.
-        tasks: Dotted name of the class that does tasks, as :data:`kn_lens.batches.engine.TASKS`.
+        tasks: Dotted name of the class that does tasks, as :data:`kn_lens.batches.engines.engine.TASKS`.
         threads: Of this worker.
         device: Where its model is to live; None: where the run's configuration says.
         shared: Folder of the model that workers share; None: each has its own.
@@ -72,7 +72,7 @@ def load(job: Job) -> Any:
     import torch
 
     from kn_lens.batches.source import placed
-    from kn_lens.batches.store import Store
+    from kn_lens.batches.storage.store import Store
     from kn_lens.models.load import load_model
 
     torch.set_num_threads(job.threads)  # a process that Ray has used before may have read its environment

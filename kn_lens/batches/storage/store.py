@@ -17,11 +17,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kn_lens.batches.durable import cannot_write, is_temporary, write_durably
-from kn_lens.batches.index import Index, Stamp, stamp_of
-from kn_lens.batches.part import DamagedManifest, Manifest, PartRecord, Task, TaskList, read_manifest, tasks_of
-from kn_lens.batches.part_files import read_result, read_table
-from kn_lens.batches.part_store import RESULT, TABLE, TRIES, PartStore, now, number_of
+from kn_lens.batches.storage.durable import cannot_write, is_temporary, write_durably
+from kn_lens.batches.storage.index import Index, Stamp, stamp_of
+from kn_lens.batches.storage.part import DamagedManifest, Manifest, PartRecord, Task, TaskList, read_manifest, tasks_of
+from kn_lens.batches.storage.part_files import read_result, read_table
+from kn_lens.batches.storage.part_store import RESULT, TABLE, TRIES, PartStore, now, number_of
 from kn_lens.errors import OutputError
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from kn_lens.batches.durable import cannot_write, canonical, write_durably
-from kn_lens.batches.part import PartRecord, read_record
+from kn_lens.batches.storage.durable import cannot_write, canonical, write_durably
+from kn_lens.batches.storage.part import PartRecord, read_record
 
 INDEX = "index.jsonl"
 

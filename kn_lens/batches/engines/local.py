@@ -19,9 +19,19 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from kn_lens.batches import sharing, worker
-from kn_lens.batches.engine import PLANNER, POLL, TASKS, Outcome, Queue, checked, cores, named_death, planning_died
-from kn_lens.batches.worker import DONE, FAILED, LOG, READY, Job
+from kn_lens.batches.engines import sharing, worker
+from kn_lens.batches.engines.engine import (
+    PLANNER,
+    POLL,
+    TASKS,
+    Outcome,
+    Queue,
+    checked,
+    cores,
+    named_death,
+    planning_died,
+)
+from kn_lens.batches.engines.worker import DONE, FAILED, LOG, READY, Job
 
 if TYPE_CHECKING:
     from typing_extensions import Self

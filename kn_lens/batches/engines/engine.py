@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from kn_lens.batches.config import RunConfig
-    from kn_lens.batches.part import PartRecord
+    from kn_lens.batches.storage.part import PartRecord
 
 TASKS = "kn_lens.batches.task:Tasks"
 """The class that does tasks, by its dotted name: made with ``(folder, load)``, then asked ``do(number, divisor)``; an
@@ -94,14 +94,14 @@ def engine_named(name: str, config: RunConfig, workers: int | None = None, addre
         SettingsError: If there is no such engine, it cannot be reached, or a setting is not for it.
     """
     if name == "ray":
-        from kn_lens.batches.ray_engine import RayEngine
+        from kn_lens.batches.engines.ray_engine import RayEngine
 
         return RayEngine(address, workers, config.threads, config.gpus_per_worker, config.device)
     if name != "local":
         raise SettingsError(f"unknown engine {name!r}: say 'local' or 'ray'.{near_matches(name, ('local', 'ray'))}")
     if address is not None:
         raise SettingsError("an address is a Ray cluster's: say --engine ray with it")
-    from kn_lens.batches.local import LocalEngine
+    from kn_lens.batches.engines.local import LocalEngine
 
     return LocalEngine(workers, config.threads, config.device)
 

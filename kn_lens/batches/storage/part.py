@@ -13,7 +13,7 @@ from typing import Any, TypeVar, overload
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kn_lens._version import __version__
-from kn_lens.batches.durable import FileRecord, canonical
+from kn_lens.batches.storage.durable import FileRecord, canonical
 from kn_lens.errors import OutputError
 
 FORMAT = 1

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kn_lens._version import __version__
-from kn_lens.batches.engine import PLANNER, POLL, TASKS, Outcome, Queue, checked, cores, planning_died
-from kn_lens.batches.ray_cluster import connect, import_ray
-from kn_lens.batches.worker import Failure, Job, Worker, environment_of, named
+from kn_lens.batches.engines.engine import PLANNER, POLL, TASKS, Outcome, Queue, checked, cores, planning_died
+from kn_lens.batches.engines.ray_cluster import connect, import_ray
+from kn_lens.batches.engines.worker import Failure, Job, Worker, environment_of, named
 from kn_lens.errors import OutputError, SettingsError
 
 if TYPE_CHECKING:

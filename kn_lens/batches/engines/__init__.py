@@ -1,0 +1,1 @@
+"""Where pieces are computed: processes on this machine, or a Ray cluster."""
