@@ -23,14 +23,14 @@ RUN_FILE = "run.yaml"
 
 
 def check_free(folder: Path) -> None:
-    """Refuse a folder that holds something else, before anything is written.
+    """Refuse a folder that holds no run and something else, before anything is written.
 
     Raises:
         OutputError: Naming one thing in it.
     """
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"cannot write {folder}: it is a file; name another --out")
-    known = {RUN_FILE, "manifest.json", "prompts.parquet", "dropped.parquet", "parts", "log.txt", "lock", "results"}
+    known = {RUN_FILE, PROMPTS, DROPPED, "parts", "log.txt", "lock", "results", "report.html"}
     others = sorted(path.name for path in folder.iterdir() if path.name not in known) if folder.is_dir() else []
     others = [name for name in others if not name.startswith(".")]
     if others:

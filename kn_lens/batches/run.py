@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +29,7 @@ from kn_lens.batches.storage.durable import write_durably
 from kn_lens.batches.storage.lock import RunLock
 from kn_lens.batches.storage.part import Manifest, PartRecord
 from kn_lens.batches.storage.store import DamagedManifest, Store
-from kn_lens.errors import KnLensError, SettingsError
+from kn_lens.errors import KnLensError, OutputError, SettingsError
 from kn_lens.progress import progress_bar
 
 log = logging.getLogger(__name__)
@@ -146,9 +147,24 @@ def _default_folder(config: Any) -> Path:
 def _run(
     folder: Path, config: RunConfig, text: str | None, open_engine: OpenEngine, *, retry_failed: bool, progress: bool
 ) -> BatchRun:
-    check_free(folder)  # before a lock is laid into a folder that is not ours
+    store = Store(folder)
+    new = not folder.exists()
+    if not store.exists():
+        check_free(folder)  # before a lock is laid into a folder that is not ours
+    try:
+        _hold_and_run(store, config, text, open_engine, retry_failed=retry_failed, progress=progress)
+    except KnLensError as error:
+        if new and not store.exists() and not isinstance(error, OutputError):  # nothing that `resume` could take up
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return BatchRun(folder)
+
+
+def _hold_and_run(
+    store: Store, config: RunConfig, text: str | None, open_engine: OpenEngine, *, retry_failed: bool, progress: bool
+) -> None:
+    folder = store.folder
     with RunLock(folder):
-        store = Store(folder)
         planned = _planned(store)
         if planned is not None:
             check_same(folder, planned, config)
@@ -159,10 +175,8 @@ def _run(
             store.sweep()
             todo = _todo(store, retry_failed=retry_failed, progress=progress)
             _work(store, engine, todo, stopping, progress)
-    done = BatchRun(folder)
     if stopping.asked:
         raise Interrupted
-    return done
 
 
 def _plan(store: Store, engine: Engine, config: RunConfig, text: str | None, progress: bool) -> None:

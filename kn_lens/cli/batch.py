@@ -157,7 +157,7 @@ def _tell(found: BatchRun, records: Mapping[int, PartRecord]) -> Any:
             reasons = ", ".join(f"{reason} ({count})" for reason, count in plan.dropped.items())
             typer.echo(f"{plan.name}: left out in planning: {reasons}")
         if plan.skipped:
-            typer.echo(f"{plan.name}: {len(plan.skipped)} bad rows skipped:")
+            typer.echo(f"{plan.name}: bad rows were skipped:")
             for problem in plan.skipped[:_SHOWN]:
                 typer.echo(f"  {problem}")
             if len(plan.skipped) > _SHOWN:

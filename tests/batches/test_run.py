@@ -228,3 +228,18 @@ def test_the_last_prompts_look_for_twins_among_those_before():
     assert [len(window) for window in _windows(range(8), 4)] == [4, 4]
     assert [len(window) for window in _windows(range(3), 4)] == [3]
     assert [len(window) for window in _windows(range(0), 4)] == []
+
+
+def test_what_was_written_into_the_folder_of_a_run_does_not_keep_it_from_going_on(small):
+    (small.folder / "report.html").write_text("a page")
+    (small.folder / "notes.txt").write_text("mine")
+    parts = parts_of(small)
+    assert parts_of(kn.resume(small.folder, workers=1, progress=False)) == parts
+
+
+def test_a_run_that_cannot_be_planned_leaves_no_folder(tmp_path):
+    data = tmp_path / "prompts.jsonl"
+    data.write_text('{"prefix": "The capital of France is", "target": "Paris", "cue": "Spain"}\n')
+    with pytest.raises(kn.DataError, match=r"prompts\.jsonl:1: "):
+        kn.run({**CONFIG, "data": str(data)}, tmp_path / "run", workers=1, progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["prompts.jsonl"]
