@@ -15,7 +15,7 @@ from kn_lens.batches.left_out import all_left_out
 from kn_lens.batches.methods import method_named
 from kn_lens.batches.methods.method import with_texts
 from kn_lens.batches.prompt_table import PromptReader, dropped_rows
-from kn_lens.batches.status import Share, Status, status_of
+from kn_lens.batches.status import Status, status_of
 from kn_lens.batches.storage.lock import holder_of
 from kn_lens.batches.storage.part import LeftOut, Manifest, PartRecord, Task
 from kn_lens.batches.storage.store import Store
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from kn_lens.results import Result
-
-__all__ = ["BatchRun", "Share", "Status"]
 
 log = logging.getLogger(__name__)
 
@@ -129,8 +127,8 @@ class BatchRun:
         measured: list[pd.DataFrame] = []
         block, prompts = range(0), []
         for task in self.store.tasks():
-            if _numbers(task) != block:  # the variants of a block follow each other
-                block = _numbers(task)
+            if task.numbers != block:  # the variants of a block follow each other
+                block = task.numbers
                 prompts = [prompt for prompt, _ in reader.read(block)]
             record, result = self._whole(task, records.get(task.number), read=numbers_of_none is not None)
             first = len(rows)
@@ -205,7 +203,7 @@ class BatchRun:
         Raises:
             OutputError: If the prompts cannot be read.
         """
-        found = self._prompts.rows(_numbers(task)) if said else []
+        found = self._prompts.rows(task.numbers) if said else []
         return [
             Dropped(text=one.text, reason=one.reason, source=found[one.prompt - task.first]["source"]) for one in said
         ]
@@ -232,10 +230,13 @@ class BatchRun:
         for number in sorted(records):
             yield tasks[number], records[number]
 
+    def _head(self, task: Task) -> dict[str, str]:
+        """The first columns of every table: the data set and, where the method is repeated, the variant."""
+        variant = {self.variant_name: task.variant} if self.variant_name else {}
+        return {"data": self.manifest.data[task.data].name, **variant}
+
     def _named(self, task: Task, table: pd.DataFrame) -> pd.DataFrame:
-        named = {"data": self.manifest.data[task.data].name}
-        if self.variant_name:
-            named[self.variant_name] = task.variant
+        named = self._head(task)
         rest = table.drop(columns=[name for name in named if name in table.columns])
         for at, (name, value) in enumerate(named.items()):
             rest.insert(at, name, value)
@@ -243,13 +244,11 @@ class BatchRun:
 
     def _rows(self, task: Task, prompts: Sequence[Prompt], record: PartRecord | None) -> list[dict[str, Any]]:
         """A row for each prompt of a piece."""
-        head = {"data": self.manifest.data[task.data].name}
-        if self.variant_name:
-            head[self.variant_name] = task.variant
+        head = self._head(task)
         rows = [
             {**head, "prompt": number, "text": prompt.text, **{name: getattr(prompt, name) for name in _SHOWN}}
             | {"state": OPEN if record is None else DONE, "reason": None}
-            for number, prompt in zip(_numbers(task), prompts, strict=True)
+            for number, prompt in zip(task.numbers, prompts, strict=True)
         ]
         for state, left_out in () if record is None else ((DROPPED, record.dropped), (FAILED, record.failed)):
             for one in left_out:
@@ -272,11 +271,6 @@ _SHOWN = ("target", "foil", "group", "source")
 _KNOWN = ("prompt", "text", *_SHOWN, "state", "reason")
 _ROWS = 4096
 """Of a table of prompts, at least: small pieces share one."""
-
-
-def _numbers(task: Task) -> range:
-    """The numbers of a piece's prompts within the run."""
-    return range(task.first, task.first + len(task.rows))
 
 
 def _prompts_table(

@@ -90,7 +90,7 @@ class Tasks:
         began = time.monotonic()
         task = self.store.tasks()[number]
         model = self.model
-        found = self._prompts.read(range(task.first, task.first + len(task.rows)))
+        found = self._prompts.read(task.numbers)
         piece = _Piece(self._work(task, found, divisor), [prompt for prompt, _ in found])
         outcome = self._compute(model, piece)
         outcome.failed.sort(key=lambda one: one[0])

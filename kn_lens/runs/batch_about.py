@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kn_lens.batches.read import BatchRun, Share
+from kn_lens.batches.read import BatchRun
 from kn_lens.batches.run import RUN_FILE
+from kn_lens.batches.status import Share
 from kn_lens.batches.storage.part import DataPlan
 from kn_lens.runs.output import MANIFEST
 

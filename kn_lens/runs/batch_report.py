@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kn_lens.batches.prompt_table import dropped_rows
-from kn_lens.batches.read import BatchRun, Share
+from kn_lens.batches.read import BatchRun
+from kn_lens.batches.status import Share
 from kn_lens.batches.storage.part import LeftOut, PartRecord, Task
 from kn_lens.batches.storage.store import Store
 from kn_lens.errors import OutputError

@@ -219,7 +219,7 @@ def test_workers_that_are_always_killed_at_the_start_end_the_run(tmp_path):
 
 
 def test_a_task_comes_back_at_once_and_after_two_deaths_with_less_memory():
-    queue = Queue([4, 5], never)
+    queue = Queue([4, 5], never, 1)
     assert queue.take() == (4, 1)
     assert queue.died(4, "a") is None
     assert queue.take() == (4, 1)

@@ -4,6 +4,7 @@ worker dies.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from collections import deque
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
     from kn_lens.batches.config import RunConfig
     from kn_lens.batches.storage.part import PartRecord
+
+logger = logging.getLogger(__name__)
 
 TASKS = "kn_lens.batches.task:Tasks"
 """The class that does tasks, by its dotted name: made with ``(folder, load)``, then asked ``do(number, divisor)``; an
@@ -112,9 +115,11 @@ class Queue:
     Args:
         tasks: Their numbers.
         stop: Once it is true no task is handed out.
+        workers: How many there may be at once; one fewer each time that several in a row died while they started.
     """
 
-    def __init__(self, tasks: Sequence[int], stop: Callable[[], bool]) -> None:
+    def __init__(self, tasks: Sequence[int], stop: Callable[[], bool], workers: int) -> None:
+        self.workers = min(workers, len(tasks))
         self._tasks, self._stop = tasks, stop
         self._next = 0
         self._again: deque[int] = deque()
@@ -153,6 +158,30 @@ class Queue:
     def started(self) -> None:
         """A worker is ready."""
         self._start_deaths = 0
+
+    def lost(self, task: int | None, ready: bool, how: str, others: bool) -> Outcome | None:
+        """A worker died, which is logged; the outcome of its task, if that is not to be tried again.
+
+        Args:
+            task: That it was at; None if it was idle, or not ready yet.
+            ready: Whether it was.
+            how: It died.
+            others: Whether there are other workers.
+
+        Raises:
+            ModelError: If it was the only one, for the last time that is tried.
+        """
+        if task is not None:
+            logger.warning("a worker died of %s over piece %d", how, task)
+            return self.died(task, how)
+        if ready:
+            logger.warning("a worker died of %s", how)
+            return None
+        logger.warning("a worker died of %s while it started", how)
+        if self.died_starting(how, others):
+            self.workers -= 1
+            logger.warning("going on with %d workers", self.workers)
+        return None
 
     def died_starting(self, how: str, others: bool) -> bool:
         """A worker died before it was ready; whether to go on with one worker less.

@@ -109,9 +109,8 @@ class LocalEngine:
         self._ask_child(worker.plan, self._planner, folder, config, progress)
 
     def outcomes(self, folder: Path, tasks: Sequence[int], stop: Callable[[], bool]) -> Iterator[Outcome]:
-        queue = Queue(tasks, stop)
-        most = min(self.workers, len(tasks))
-        shared = sharing.shared_folder(folder) if self._shares and most > 1 else None
+        queue = Queue(tasks, stop, self.workers)
+        shared = sharing.shared_folder(folder) if self._shares and queue.workers > 1 else None
         ended = False
         try:
             while not self._killed:
@@ -119,7 +118,7 @@ class LocalEngine:
                 busy = sum(one.task is not None for one in self._staff)
                 if not waiting and not busy:
                     break
-                while len(self._staff) < min(most, busy + waiting):
+                while len(self._staff) < min(queue.workers, busy + waiting):
                     self._hire(folder, shared)
                 for one in self._staff:
                     if one.ready and one.task is None and queue.waiting:
@@ -146,18 +145,9 @@ class LocalEngine:
                         if self._killed:
                             continue
                         how = named_death(one.process.exitcode)
-                        if one.task is not None:
-                            logger.warning("a worker died of %s over piece %d", how, one.task)
-                            outcome = queue.died(one.task, how)
-                            if outcome is not None:
-                                yield outcome
-                        elif one.ready:
-                            logger.warning("a worker died of %s", how)
-                        else:
-                            logger.warning("a worker died of %s while it started", how)
-                            if queue.died_starting(how, others=bool(self._staff)):
-                                most -= 1
-                                logger.warning("going on with %d workers", most)
+                        outcome = queue.lost(one.task, one.ready, how, others=bool(self._staff))
+                        if outcome is not None:
+                            yield outcome
             ended = not self._killed
         finally:
             self._dismiss(_GRACE if ended else 0)

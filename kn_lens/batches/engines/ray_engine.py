@@ -119,8 +119,7 @@ class RayEngine:
 
     def outcomes(self, folder: Path, tasks: Sequence[int], stop: Callable[[], bool]) -> Iterator[Outcome]:
         folder = folder.resolve()
-        queue, asked = Queue(tasks, stop), dict[Any, _Hired]()
-        most = min(self.workers, len(tasks))
+        queue, asked = Queue(tasks, stop, self.workers), dict[Any, _Hired]()
         patience = time.monotonic() + _ROOM_PATIENCE
         try:
             while not self._killed:
@@ -128,7 +127,7 @@ class RayEngine:
                 busy = sum(one.task is not None for one in self._staff)
                 if not waiting and not busy:
                     break
-                while len(self._staff) < min(most, busy + waiting):
+                while len(self._staff) < min(queue.workers, busy + waiting):
                     one = self._hire()
                     asked[one.actor.start.remote(str(folder), self._tasks, self._threads, _seen(folder))] = one
                 for one in self._staff:
@@ -147,17 +146,9 @@ class RayEngine:
                         self._ray.kill(one.actor)  # where it only could not be reached it must not go on writing
                         if self._killed:
                             continue
-                        how = _how(error)
-                        if one.task is not None:
-                            logger.warning("a worker died of %s over piece %d", how, one.task)
-                            outcome = queue.died(one.task, how)
-                            if outcome is not None:
-                                yield outcome
-                        else:
-                            logger.warning("a worker died of %s while it started", how)
-                            if queue.died_starting(how, others=bool(self._staff)):
-                                most -= 1
-                                logger.warning("going on with %d workers", most)
+                        outcome = queue.lost(one.task, one.ready, _how(error), others=bool(self._staff))
+                        if outcome is not None:
+                            yield outcome
                         continue
                     if isinstance(value, Failure):
                         raise value.again()

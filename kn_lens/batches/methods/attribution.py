@@ -43,16 +43,13 @@ def needs_cue(positions: str) -> bool:
 class _Scores(Method):
     """What the three share."""
 
+    variant_name = "site"
     targets: ClassVar[Literal["single", "any"]] = "any"
     joined: ClassVar[ByPrompt] = ByPrompt(fields=frozenset(["values", "probability", "convergence_delta", "prompts"]))
 
     def asks_for_cues(self, settings: Any) -> bool:
         """Where units are read at the cue."""
         return needs_cue(settings.positions)
-
-    def variants(self, settings: Any) -> tuple[str, ...]:
-        """The sites."""
-        return settings.site
 
     def compute(self, model: Any, work: Work) -> AttributionScores:
         """See :meth:`Method.compute`."""
@@ -72,7 +69,6 @@ class IntegratedGradientsMethod(_Scores):
     """:func:`kn_lens.integrated_gradients`."""
 
     name = "integrated_gradients"
-    variant_name = "site"
     Settings = IntegratedGradientsSettings
 
 
@@ -80,7 +76,6 @@ class GradientTimesActivationMethod(_Scores):
     """:func:`kn_lens.gradient_times_activation`."""
 
     name = "gradient_times_activation"
-    variant_name = "site"
     Settings = ScoreSettings
 
 
@@ -88,5 +83,4 @@ class MaxActivationMethod(_Scores):
     """:func:`kn_lens.max_activation`."""
 
     name = "max_activation"
-    variant_name = "site"
     Settings = ScoreSettings

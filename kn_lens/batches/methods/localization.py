@@ -74,10 +74,6 @@ class KnowledgeNeuronsMethod(Method):
         """Where units are read at the cue."""
         return needs_cue(settings.positions)
 
-    def variants(self, settings: KnowledgeNeuronsSettings) -> tuple[str, ...]:
-        """The sites."""
-        return settings.site
-
     def compute(self, model: Any, work: Work) -> Localized:
         """See :meth:`Method.compute`."""
         from kn_lens.attribution.integrated_gradients import integrated_gradients
@@ -184,10 +180,6 @@ class AblationCurveMethod(Method):
     def asks_for_cues(self, settings: AblationCurveSettings) -> bool:
         """Where units are read at the cue."""
         return needs_cue(settings.positions)
-
-    def variants(self, settings: AblationCurveSettings) -> tuple[str, ...]:
-        """The sites."""
-        return settings.site
 
     def compute(self, model: Any, work: Work) -> AblationCurve:
         """See :meth:`Method.compute`."""

@@ -134,8 +134,8 @@ class Method(ABC):
         return self.needs_cues
 
     def variants(self, settings: Any) -> tuple[str, ...]:
-        """What the method is repeated over."""
-        return ("",)
+        """What the method is repeated over: by default the names that the settings give for it."""
+        return getattr(settings, self.variant_name) if self.variant_name else ("",)
 
     def twins(self, settings: Any) -> bool:
         """Whether each prompt needs a twin."""

@@ -65,6 +65,7 @@ class PathPatchingSettings(MethodSettings):
 class _Patching(Method):
     """What the three share: twins, which planning finds among all prompts, and one result per component."""
 
+    variant_name = "component"
     needs_cues: ClassVar[bool] = True
     joined: ClassVar[ByPrompt] = STATE_EFFECTS
 
@@ -74,10 +75,6 @@ class _Patching(Method):
 
         for component in settings.component:
             stream_of(model, component)
-
-    def variants(self, settings: Any) -> tuple[str, ...]:
-        """The components."""
-        return settings.component
 
     def twins(self, settings: Any) -> bool:
         """Always."""
@@ -111,7 +108,6 @@ class ActivationPatchingMethod(_Patching):
     """:func:`kn_lens.activation_patching`."""
 
     name = "activation_patching"
-    variant_name = "component"
     Settings = PatchingSettings
 
 
@@ -119,7 +115,6 @@ class AttributionPatchingMethod(_Patching):
     """:func:`kn_lens.attribution_patching`."""
 
     name = "attribution_patching"
-    variant_name = "component"
     Settings = PatchingSettings
 
     def check(self, settings: PatchingSettings) -> None:
@@ -135,7 +130,6 @@ class PathPatchingMethod(_Patching):
     """:func:`kn_lens.path_patching`."""
 
     name = "path_patching"
-    variant_name = "component"
     Settings = PathPatchingSettings
 
     def check(self, settings: PathPatchingSettings) -> None:

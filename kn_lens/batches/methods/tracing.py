@@ -89,10 +89,6 @@ class CausalTraceMethod(Method):
             stream_of(model, stream)
         check_layers(model, "layers", settings.layers or ())
 
-    def variants(self, settings: CausalTraceSettings) -> tuple[str, ...]:
-        """The streams."""
-        return settings.stream
-
     def twins(self, settings: CausalTraceSettings) -> bool:
         """For the corruption by another cue."""
         return settings.corruption == "swap"

@@ -226,6 +226,11 @@ class Task:
     rows: range
     first: int
 
+    @property
+    def numbers(self) -> range:
+        """Numbers of its prompts within the run."""
+        return range(self.first, self.first + len(self.rows))
+
 
 class TaskList(Sequence[Task]):
     """The tasks of a run, numbered data set → block → variant; each is made when it is asked for."""
